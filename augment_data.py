@@ -1,0 +1,104 @@
+"""Write altered copies of sounds beside them, name_aug1.wav to name_augN.wav, for more to train on.
+
+Each copy gets a random choice of speed (with pitch), pitch, gain, noise and time shift. A copy depends on the
+seed, the sound's name and its number alone. Training keeps a sound and its copies on one side of the split.
+Leave out copies whose class depends on what was altered, such as pitch classes.
+
+    python augment_data.py 3 Samples/*/*
+"""
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+import utils
+
+# ---------------------------------------------------------------- deformations: (n_samples, n_channels) -> likewise
+
+def change_speed(y, sample_rate, rng):
+    """Faster and higher or slower and lower, as a tape: 0.9 to 1.1 times its speed; of another length."""
+    import soxr
+    return soxr.resample(y, sample_rate * rng.uniform(0.9, 1.1), sample_rate)
+
+
+def change_pitch(y, sample_rate, rng):
+    """Up to two semitones up or down."""
+    from librosa.effects import pitch_shift
+    n_fft = utils.default_settings(sample_rate).n_fft
+    return pitch_shift(y.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T
+
+
+def change_gain(y, sample_rate, rng):
+    """Up to 10 dB louder or softer."""
+    return y * 10 ** (rng.uniform(-10, 10) / 20)
+
+
+def add_noise(y, sample_rate, rng):
+    """White noise, 15 to 40 dB below the sound."""
+    level = np.sqrt(np.mean(y**2)) * 10 ** (-rng.uniform(15, 40) / 20)
+    return y + rng.normal(0, 1, y.shape) * level
+
+
+def shift_time(y, sample_rate, rng):
+    """Later or sooner by up to a tenth of its length, silence in the gap."""
+    late, soon = np.maximum(0, round(len(y) * rng.uniform(-0.1, 0.1)) * np.array([1, -1]))
+    return np.pad(y, ((late, soon), (0, 0)))[soon:soon + len(y)]
+
+
+DEFORMATIONS = change_speed, change_pitch, change_gain, add_noise, shift_time
+
+
+def deform(y, sample_rate, rng):
+    """A copy of a sound with one or more deformations, every non-empty choice of them equally likely.
+
+    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape, within full scale.
+    """
+    choice = rng.integers(1, 2 ** len(DEFORMATIONS))
+    copy = y
+    for k, deformation in enumerate(DEFORMATIONS):
+        if choice >> k & 1:
+            copy = deformation(copy, sample_rate, rng)
+    copy = np.pad(copy, ((0, max(0, len(y) - len(copy))), (0, 0)))[:len(y)]
+    return (copy / max(1, np.abs(copy).max())).astype(np.float32)
+
+
+# ---------------------------------------------------------------- the command
+
+def parse_args():
+    parser = utils.Parser(__doc__)
+    parser.add_argument("n", type=utils.number(int, 1), metavar="N", help="copies of each sound")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sounds, such as Samples/*/*")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
+    parser.add_argument("--jobs", type=utils.number(int, 1), default=-1, help="sounds at a time (default: one a core)")
+    return parser.parse_args()
+
+
+def write_copies(path, n, seed):
+    """Write the copies of one sound that are not there yet, in its own format. Returns how many. Raises UserError."""
+    import soundfile
+    y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
+    info = soundfile.info(path)
+    targets = [(k, path.with_name(f"{path.stem}_aug{k}{path.suffix}")) for k in range(1, n + 1)]
+    missing = [(k, target) for k, target in targets if not target.exists()]
+    for k, target in missing:
+        digest = hashlib.sha256(os.fsencode(f"{seed}/{path.name}/{k}")).digest()
+        with utils.whole_file(target) as temporary:
+            soundfile.write(temporary, deform(y, sample_rate, np.random.default_rng(list(digest))), sample_rate,
+                            subtype=info.subtype, endian=info.endian, format=info.format)
+    return len(missing)
+
+
+def main():
+    args = parse_args()
+    sources = [path for path in args.files if utils.source_of(path.name) == path.name]
+    if len(sources) < len(args.files):
+        print(f"{len(args.files) - len(sources)} files are copies themselves: passed over")
+    written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources, "Augmenting", args.jobs)
+    print(f"{sum(written)} copies written, {len(written) * args.n - sum(written)} were there already, "
+          f"{n_bad} files skipped\nNext: python preprocess_data.py")
+    return n_bad > 0
+
+
+if __name__ == "__main__":
+    utils.run(main)

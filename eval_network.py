@@ -1,0 +1,166 @@
+"""Score the trained network on the sounds that training never saw.
+
+Reads the weights, and the test sounds from Preproc/ or Samples/. Writes to Results/: roc_curves.png,
+confusion_matrix.png, scores.csv (a line a sound) and metrics.json.
+
+    python eval_network.py
+"""
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from utils import UserError, class_of
+
+
+def parse_args():
+    return utils.Parser(__doc__, places=("samples", "preproc", "results", "weights")).parse_args()
+
+
+def read_test_sounds(args, info):
+    """The spectrograms of the test sounds that the weights name, computed as in training. Raises UserError."""
+    settings = utils.FeatureSettings(**info["features"])
+    data = utils.read_spectrograms(args.samples, args.preproc, settings, info["test"])
+    if data.classes != info["classes"]:
+        raise UserError(f"{args.weights}: expected weights for the classes in {data.source}/, {', '.join(data.classes)}; "
+                        f"found weights for {', '.join(info['classes'])}")
+    gone = len(info["test"]) - len(data.spectrograms) - data.n_bad
+    if gone:
+        print(f"{data.source}: {gone} of {len(info['test'])} test sounds are gone; the rest is scored")
+    return data
+
+
+# ---------------------------------------------------------------- numbers
+
+def measure(y, scores, info):
+    """The metrics of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)], as a dict for JSON."""
+    from sklearn import metrics
+    guesses, classes = scores.argmax(axis=1), info["classes"]
+    auc = {c: float(metrics.roc_auc_score(y == k, scores[:, k])) if 0 < (y == k).sum() < len(y) else None
+           for k, c in enumerate(classes)}  # one side alone has no curve
+    known = [value for value in auc.values() if value is not None]
+    return {
+        "accuracy": metrics.accuracy_score(y, guesses),
+        "balanced_accuracy": metrics.recall_score(y, guesses, labels=np.unique(y), average="macro"),
+        "macro_auc": float(np.mean(known)) if known else None,
+        "auc": auc,
+        "n_test": len(y),
+        "n_train": len(info["train"]) + len(info["validation"]),  # the sounds that were not for testing
+        "n_validation": len(info["validation"]),  # those of them that chose the weights
+        "classes": classes,
+        "features": info["features"], "network": info["network"], "seed": info["seed"],
+    }
+
+
+def write_scores(path, names, y, scores, classes):
+    """A line a sound: name, class, guess, and the probability of each class."""
+    with utils.whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["file", "class", "guess", *classes])
+        for name, k, row in zip(names, y, scores):
+            lines.writerow([name, classes[k], classes[row.argmax()], *(f"{p:.6f}" for p in row)])
+
+
+# ---------------------------------------------------------------- pictures
+
+def new_figure(width, height):
+    """A figure that needs no display."""
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure, path):
+    with utils.whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_roc(path, y, scores, report):
+    """ROC curves of each class against the rest, whole and near the corner where good ones differ."""
+    from matplotlib import colormaps
+    from sklearn.metrics import roc_curve
+    figure = new_figure(11, 5.2)
+    axes = figure.subplots(1, 2)
+    classes = [(k, c, auc) for k, (c, auc) in enumerate(report["auc"].items()) if auc is not None]
+    for k, name, auc in classes:
+        false_positives, true_positives, _ = roc_curve(y == k, scores[:, k], drop_intermediate=False)
+        style = dict(color=colormaps["turbo"]((k + 0.5) / len(report["classes"])), lw=1.5,
+                     ls=("-", "--", "-.", ":")[k % 4])  # not by colour alone
+        for panel in axes:
+            panel.plot(false_positives, true_positives, label=f"{name}  {auc:.4f}", **style)
+    axes[0].plot([0, 1], [0, 1], color="0.7", lw=1, label="chance  0.5")
+    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {report['macro_auc']:.4f}")
+    axes[1].set(title="The same near the corner", xlim=(-0.002, 0.1), ylim=(0.9, 1.002))
+    for panel in axes:
+        panel.set(xlabel="False positive rate", ylabel="True positive rate")
+        panel.grid(color="0.92")
+    figure.legend(*axes[0].get_legend_handles_labels(), title="Class  AUC", loc="outside right upper",
+                  fontsize=8, ncols=1 + len(classes) // 25)
+    save_figure(figure, path)
+
+
+def plot_confusion(path, y, scores, classes):
+    """The confusion matrix: a row a true class, shaded by its share and labelled with counts."""
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+    counts = confusion_matrix(y, scores.argmax(axis=1), labels=range(len(classes)))
+    size = 2.5 + 0.42 * len(classes)
+    figure = new_figure(size + 1, size)
+    axes = figure.subplots()
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    display = ConfusionMatrixDisplay(shares, display_labels=classes)
+    display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False, im_kw=dict(vmin=0, vmax=1))
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, count, ha="center", va="center", fontsize=8,
+                      color="white" if shares[row, column] > 0.5 else "black")
+    display.im_.colorbar.set_label("share of the true class")
+    axes.set(title=f"{np.trace(counts)} of {counts.sum()} right", xlabel="Guess", ylabel="True class")
+    save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- the command
+
+def tell(report, names, y, scores):
+    """Print what the numbers say: each class's AUC, and the mistakes by name, the surest first."""
+    classes = report["classes"]
+    print("\nClass                  sounds   right      AUC")
+    for k, name in enumerate(classes):
+        mine = y == k
+        auc = "       -" if report["auc"][name] is None else f"{report['auc'][name]:8.4f}"
+        print(f"{name:20} {mine.sum():8} {(scores[mine].argmax(axis=1) == k).sum():7} {auc}")
+        if not mine.any():
+            print(f"  no test sound of {name}: it has no AUC and counts in no mean")
+    wrong = [i for i in np.argsort(-scores.max(axis=1)) if scores[i].argmax() != y[i]]
+    print(f"\n{len(wrong)} mistakes" + (", the surest first:" if wrong else ""))
+    for i in wrong[:20]:
+        print(f"  {names[i]}: taken for {classes[scores[i].argmax()]} ({scores[i].max():.3f})")
+    if len(wrong) > 20:
+        print(f"  and {len(wrong) - 20} more in scores.csv")
+    auc = "none" if report["macro_auc"] is None else f"{report['macro_auc']:.4f}"
+    print(f"\nAccuracy {report['accuracy']:.4f}, balanced accuracy {report['balanced_accuracy']:.4f}, macro AUC {auc} "
+          f"on {report['n_test']} sounds that training never saw")
+
+
+def main():
+    args = parse_args()
+    import models
+    network, info = models.load(args.weights)
+    data = read_test_sounds(args, info)
+    names, classes = list(data.spectrograms), info["classes"]
+    scores = models.predict(network, list(data.spectrograms.values()))  # (n_test, n_classes)
+    y = np.array([classes.index(class_of(name)) for name in names])  # (n_test,)
+    report = measure(y, scores, info)
+    tell(report, names, y, scores)
+    with utils.whole_file(args.results / "metrics.json") as path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_scores(args.results / "scores.csv", names, y, scores, classes)
+    plot_roc(args.results / "roc_curves.png", y, scores, report)
+    plot_confusion(args.results / "confusion_matrix.png", y, scores, classes)
+    print("Wrote " + ", ".join(str(Path(args.results, name)) for name in
+                               ("roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json")))
+    return data.n_bad > 0
+
+
+if __name__ == "__main__":
+    utils.run(main)

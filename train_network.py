@@ -1,0 +1,135 @@
+"""Train a network to tell the classes of sounds apart.
+
+Reads Preproc/, or where that is empty Samples/. Writes the weights, with all that is needed to use them.
+One sound in five of each class is kept for eval_network.py and never looked at.
+
+    python train_network.py
+"""
+import dataclasses
+import hashlib
+import os
+from collections import Counter
+
+import utils
+from utils import UserError, class_of, source_of
+
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+
+
+# ---------------------------------------------------------------- the split
+
+def group_of(name, groups=None):
+    """What must stay on one side of a split: the matched part of the file's name, else the sound's source."""
+    match = groups and groups.search(source_of(name).rsplit("/", 1)[1])
+    return match.group() if match else source_of(name)
+
+
+def hold_out(names, share, seed, groups=None):
+    """Choose about `share` of each class, whole groups of sounds, in an order that only their names decide.
+
+    An order by hash, not by shuffle: a sound that is added moves few others. At least one original of each
+    class is left. Returns the set of names held out, copies included.
+    """
+    members = {}
+    for name in names:
+        members.setdefault(group_of(name, groups), []).append(name)
+    left = Counter(class_of(name) for name in names if name == source_of(name))
+    room = {c: min(max(1, round(share * n)), n - 1) for c, n in left.items()}  # wanted and not yet held out
+    held_out = set()
+    for group in sorted(members, key=lambda group: hashlib.sha256(os.fsencode(f"{seed}/{group}")).digest()):
+        counts = Counter(class_of(name) for name in members[group] if name == source_of(name))
+        gain = sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items())
+        if gain > 0 and all(n < left[c] for c, n in counts.items()):
+            held_out.update(members[group])
+            room = {c: n - counts[c] for c, n in room.items()}
+            left -= counts
+    return held_out
+
+
+def matching(names, test, groups=None):
+    """The names that the regular expression `test` matches, with their copies and whole groups."""
+    matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
+    return {name for name in names if group_of(name, groups) in matched}
+
+
+def split(names, seed, test=None, groups=None):
+    """Split sounds into training, validation and test: 68, 12 and 20 in 100 of each class.
+
+    test: regular expression; the sounds whose name it matches are the test set instead.
+    groups: regular expression; sounds that share the part of their file's name that it matches, such as a
+    speaker, stay on one side, as a sound and its copies always do.
+    Returns three sorted lists of names, copies of sounds in the last two left out: only training uses them.
+    Raises UserError for a `test` that matches nothing, or that leaves a class without a training sound.
+    """
+    held_out = matching(names, test, groups) if test else hold_out(names, TEST_SHARE, f"{seed} test", groups)
+    rest = [name for name in names if name not in held_out]
+    if not held_out and test:
+        raise UserError(f"--test {test.pattern}: expected to match some of {len(rest)} sounds, found none, "
+                        f"not {rest[0]}")
+    if not held_out:
+        raise UserError(f"--groups {groups.pattern}: expected groups that leave sounds of their class on both sides, "
+                        "found none; choose a longer match")
+    if bare := sorted({class_of(name) for name in names} - {class_of(name) for name in rest}):
+        raise UserError(f"--test {test.pattern}: expected a sound left to train on in every class, "
+                        f"found none in {', '.join(bare)}")
+    validation = hold_out(rest, VALIDATION_SHARE, f"{seed} validation", groups)
+    return sorted(set(rest) - validation), originals(validation), originals(held_out)
+
+
+def originals(names):
+    return sorted(name for name in names if name == source_of(name))
+
+
+def check_classes(names, classes, source):
+    """Raise UserError unless there are two classes, each with two sounds that are no copies."""
+    if len(classes) < 2:
+        raise UserError(f"{source}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
+    counts = Counter(map(class_of, originals(names)))
+    for class_name in classes:
+        if counts[class_name] < 2:
+            raise UserError(f"{source}/{class_name}: expected at least 2 sounds, found {counts[class_name]}")
+
+
+# ---------------------------------------------------------------- the command
+
+def parse_args():
+    parser = utils.Parser(__doc__, places=("samples", "preproc", "weights"))
+    number, rate = utils.number(int, 1), utils.number(float, 0)
+    parser.add_argument("--network", choices=("default", "original"), default="default",
+                        help="original: the network of 2017 (default: ours)")
+    parser.add_argument("--epochs", type=number, default=2000,
+                        help="at most so many; training stops by itself before (default: 2000)")
+    parser.add_argument("--layers", type=number, help="blocks of the network (default: 3; original: 4)")
+    parser.add_argument("--filters", type=number, help="filters of the first block (default: 16; original: 32)")
+    parser.add_argument("--batch-size", type=number, help="windows a step (default: 32; original: 128)")
+    parser.add_argument("--learning-rate", type=rate, help="highest rate (default: 0.002; original: 1.0)")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the split, the weights and the order (default: 0)")
+    parser.add_argument("--test", type=utils.regex, metavar="REGEX",
+                        help="the sounds whose class/name matches are the test set, for an official split")
+    parser.add_argument("--groups", type=utils.regex, metavar="REGEX",
+                        help="sounds whose file names share the matched part (a speaker, a note) stay on one side")
+    args = parser.parse_args()
+    if args.weights.suffix != ".keras":
+        parser.error(f"--weights {args.weights}: expected a name that ends in .keras")
+    return args
+
+
+def main():
+    args = parse_args()
+    data = utils.read_spectrograms(args.samples, args.preproc)
+    check_classes(data.spectrograms, data.classes, data.source)
+    sides = dict(zip(("train", "validation", "test"), split(data.spectrograms, args.seed, args.test, args.groups)))
+    print(f"Split: {', '.join(f'{len(names)} {side}' for side, names in sides.items())}, {len(data.classes)} classes")
+    import models  # not before the user's mistakes are found: Keras takes seconds to load
+    chosen = {key: value for key, value in vars(args).items() if value is not None}
+    recipe = {key: chosen.get(key, value) for key, value in models.RECIPES[args.network].items()}
+    info = {"network": args.network, "seed": args.seed, "classes": data.classes,
+            "features": dataclasses.asdict(data.settings), **sides}
+    models.train(recipe, data.spectrograms, info, args.epochs, args.weights)
+    print("Next: python eval_network.py")
+    return data.n_bad > 0
+
+
+if __name__ == "__main__":
+    utils.run(main)
