@@ -94,7 +94,8 @@ def main():
     sources = [path for path in args.files if utils.source_of(path.name) == path.name]
     if len(sources) < len(args.files):
         print(f"{len(args.files) - len(sources)} files are copies themselves: passed over")
-    written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources, "Augmenting", args.jobs)
+    written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources,
+                                    "Augmenting", args.jobs)
     print(f"{sum(written)} copies written, {len(written) * args.n - sum(written)} were there already, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")
     return n_bad > 0

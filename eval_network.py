@@ -6,7 +6,6 @@ confusion_matrix.png, scores.csv (a line a sound) and metrics.json.
     python eval_network.py
 """
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ def read_test_sounds(args, info):
     settings = utils.FeatureSettings(**info["features"])
     data = utils.read_spectrograms(args.samples, args.preproc, settings, info["test"])
     if data.classes != info["classes"]:
-        raise UserError(f"{args.weights}: expected weights for the classes in {data.source}/, {', '.join(data.classes)}; "
-                        f"found weights for {', '.join(info['classes'])}")
+        raise UserError(f"{args.weights}: expected weights for the classes in {data.source}/, "
+                        f"{', '.join(data.classes)}; found weights for {', '.join(info['classes'])}")
     gone = len(info["test"]) - len(data.spectrograms) - data.n_bad
     if gone:
         print(f"{data.source}: {gone} of {len(info['test'])} test sounds are gone; the rest is scored")
@@ -104,7 +103,7 @@ def plot_confusion(path, y, scores, classes):
     """The confusion matrix: a row a true class, shaded by its share and labelled with counts."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     counts = confusion_matrix(y, scores.argmax(axis=1), labels=range(len(classes)))
-    size = 2.5 + 0.42 * len(classes)
+    size = min(40, 2.5 + 0.42 * len(classes))  # inches
     figure = new_figure(size + 1, size)
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -152,8 +151,7 @@ def main():
     y = np.array([classes.index(class_of(name)) for name in names])  # (n_test,)
     report = measure(y, scores, info)
     tell(report, names, y, scores)
-    with utils.whole_file(args.results / "metrics.json") as path:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    utils.save_json(args.results / "metrics.json", report)
     write_scores(args.results / "scores.csv", names, y, scores, classes)
     plot_roc(args.results / "roc_curves.png", y, scores, report)
     plot_confusion(args.results / "confusion_matrix.png", y, scores, classes)

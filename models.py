@@ -32,7 +32,7 @@ def choose_n_frames(spectrograms):
 
 
 def pad_to(spectrogram, n_frames):
-    """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(n_mels, >= n_frames)]"""
+    """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(n_mels, n_frames or more)]"""
     missing = max(0, n_frames - spectrogram.shape[1])
     # What silence measures beside this sound: 0 dB would be loud.
     silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)
@@ -56,8 +56,8 @@ class Batches(keras.utils.PyDataset):
     """Training batches: a window of each sound, in an order and with changes that follow from the seed.
 
     Yields float32 windows [shape=(batch, n_mels, n_frames)] in dB and targets [shape=(batch, n_classes)].
-    Where the recipe says `vary` each window is shifted in time, mixed with another, and masked in bands and in time, and
-    the targets are mixed alike and smoothed.
+    Where the recipe says `vary`, windows are shifted in time, mixed with one another and masked in bands and in
+    time, and targets are mixed alike and smoothed.
     """
 
     SHIFT, MIXUP, MASKS, MASK_SHARE, SMOOTHING = 0.1, 0.3, 2, 1 / 8, 0.05
@@ -66,7 +66,8 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.spectrograms, self.targets, self.n_frames = spectrograms, targets, n_frames
         self.batch_size, self.vary, self.seed, self.epoch = recipe["batch_size"], recipe["vary"], seed, 0
-        self.n_items = max(len(spectrograms), recipe["min_steps"] * self.batch_size)  # a small set comes round several times
+        # A small set comes round several times in an epoch: patience is counted in epochs.
+        self.n_items = max(len(spectrograms), recipe["min_steps"] * self.batch_size)
         self.mean = np.mean([s.mean(axis=1) for s in spectrograms], axis=0)[:, None]  # (n_mels, 1), what a mask shows
 
     def __len__(self):
@@ -192,16 +193,18 @@ def use_seed(seed):
 
 
 class StopWhenStalled(keras.callbacks.Callback):
-    """Hold the learning rate while the loss finds new minima, then let it fall to zero and stop.
+    """Hold the learning rate while there is progress, then let it fall to zero and stop.
 
-    Stalled means no minimum 5 % below the one before in `patience` epochs. The fall takes half as long as the rate was held; it begins in time to end with the last epoch allowed.
-    Without `anneal` the rate stays, and training stops when it has stalled.
+    Progress is a validation loss 5 % below the best so far, or while annealing is to come, such a training
+    loss: it is smoother, and a small set's validation is often lucky or unlucky for many epochs. After
+    `patience` epochs without, the rate falls for half as long as it was held; at the latest it falls in time
+    to end with the last epoch allowed. Without `anneal` the rate stays, and training stops there.
     """
 
     def __init__(self, learning_rate, epochs, patience, anneal):
         super().__init__()
         self.learning_rate, self.epochs, self.patience, self.anneal = learning_rate, epochs, patience, anneal
-        self.best_loss, self.best_epoch, self.fall = math.inf, 0, None  # fall: (first epoch, how many)
+        self.best, self.last_progress, self.fall = {}, 0, None  # fall: (first epoch, how many)
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self.anneal:
@@ -216,10 +219,10 @@ class StopWhenStalled(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = rate
 
     def on_epoch_end(self, epoch, logs=None):
-        loss = logs.get("val_loss", logs["loss"])
-        if loss < 0.95 * self.best_loss:  # a lucky epoch is no progress
-            self.best_loss, self.best_epoch = loss, epoch
-        stalled = epoch - self.best_epoch >= self.patience
+        for key in ("val_loss", "loss") if self.anneal or "val_loss" not in logs else ("val_loss",):
+            if logs.get(key, math.inf) < 0.95 * self.best.get(key, math.inf):
+                self.best[key], self.last_progress = logs[key], epoch
+        stalled = epoch - self.last_progress >= self.patience
         if self.fall:
             self.model.stop_training = epoch + 1 >= sum(self.fall)
         elif stalled and self.anneal:
@@ -245,7 +248,8 @@ class SaveBest(keras.callbacks.Callback):
         if saved:
             self.best_loss, self.best = loss, f"epoch {epoch + 1}: {scores}"
             save(self.model, self.info, self.path)
-        print(f"epoch {epoch + 1:4d}  {time.perf_counter() - self.began:5.1f} s  {scores}{'  saved' * saved}", flush=True)
+        seconds = time.perf_counter() - self.began
+        print(f"epoch {epoch + 1:4d}  {seconds:5.1f} s  {scores}{'  saved' * saved}", flush=True)
 
 
 def train(recipe, spectrograms, info, epochs, path):
@@ -263,7 +267,7 @@ def train(recipe, spectrograms, info, epochs, path):
     if validation:
         y = np.repeat(targets["validation"], [len(w) for w in validation], axis=0)
         validation = np.concatenate(validation), y
-    best = SaveBest(path, info)
+    best = SaveBest(path, info | {"n_frames": n_frames})
     began = time.perf_counter()
     network.fit(batches, epochs=epochs, validation_data=validation or None, verbose=0, callbacks=[
         StopWhenStalled(recipe["learning_rate"], epochs, recipe["patience"], recipe["anneal"]), best])

@@ -6,6 +6,7 @@ and the settings that they were made with, Preproc/settings.json.
     python preprocess_data.py
 """
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -37,8 +38,7 @@ def forget_former(preproc, names):
     if former and not mark.exists():
         raise utils.UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                               f"found {len(former)} .npy files without {utils.SETTINGS_FILE}")
-    with utils.whole_file(mark) as path:
-        path.write_text("{}\n")
+    utils.save_json(mark, {})
     for name in former:
         if name.removesuffix(".npy") not in names:
             Path(preproc, name).unlink()
@@ -63,7 +63,7 @@ def main():
     done, n_bad = utils.for_each(preprocess, names, "Preprocessing", args.jobs)
     for class_name in utils.list_classes(args.samples):  # an empty class is for training to name
         Path(args.preproc, class_name).mkdir(parents=True, exist_ok=True)
-    utils.save_settings(args.preproc, settings)
+    utils.save_json(args.preproc / utils.SETTINGS_FILE, dataclasses.asdict(settings))
     for name in others:
         print(f"left alone {Path(args.samples, name)}: not a sound", file=sys.stderr)
     print(f"{args.preproc}: {len(done)} spectrograms, {n_bad} sounds skipped, {len(others)} other files left alone\n"

@@ -8,7 +8,11 @@ One sound in five of each class is kept for eval_network.py and never looked at.
 import dataclasses
 import hashlib
 import os
+import tempfile
+import time
 from collections import Counter
+
+import numpy as np
 
 import utils
 from utils import UserError, class_of, source_of
@@ -47,12 +51,6 @@ def hold_out(names, share, seed, groups=None):
     return held_out
 
 
-def matching(names, test, groups=None):
-    """The names that the regular expression `test` matches, with their copies and whole groups."""
-    matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
-    return {name for name in names if group_of(name, groups) in matched}
-
-
 def split(names, seed, test=None, groups=None):
     """Split sounds into training, validation and test: 68, 12 and 20 in 100 of each class.
 
@@ -62,7 +60,11 @@ def split(names, seed, test=None, groups=None):
     Returns three sorted lists of names, copies of sounds in the last two left out: only training uses them.
     Raises UserError for a `test` that matches nothing, or that leaves a class without a training sound.
     """
-    held_out = matching(names, test, groups) if test else hold_out(names, TEST_SHARE, f"{seed} test", groups)
+    if test:
+        matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
+        held_out = {name for name in names if group_of(name, groups) in matched}
+    else:
+        held_out = hold_out(names, TEST_SHARE, f"{seed} test", groups)
     rest = [name for name in names if name not in held_out]
     if not held_out and test:
         raise UserError(f"--test {test.pattern}: expected to match some of {len(rest)} sounds, found none, "
@@ -84,7 +86,8 @@ def originals(names):
 def check_classes(names, classes, source):
     """Raise UserError unless there are two classes, each with two sounds that are no copies."""
     if len(classes) < 2:
-        raise UserError(f"{source}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
+        raise UserError(f"{source}: expected at least 2 classes (folders), "
+                        f"found {len(classes)}: {', '.join(classes)}")
     counts = Counter(map(class_of, originals(names)))
     for class_name in classes:
         if counts[class_name] < 2:
@@ -104,7 +107,8 @@ def parse_args():
     parser.add_argument("--filters", type=number, help="filters of the first block (default: 16; original: 32)")
     parser.add_argument("--batch-size", type=number, help="windows a step (default: 32; original: 128)")
     parser.add_argument("--learning-rate", type=rate, help="highest rate (default: 0.002; original: 1.0)")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the split, the weights and the order (default: 0)")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0,
+                        help="of the split, the weights and the order (default: 0)")
     parser.add_argument("--test", type=utils.regex, metavar="REGEX",
                         help="the sounds whose class/name matches are the test set, for an official split")
     parser.add_argument("--groups", type=utils.regex, metavar="REGEX",
@@ -115,12 +119,29 @@ def parse_args():
     return args
 
 
+def say_what_preprocessing_saves(data):
+    """Say how much faster the same spectrograms load from files, measured on up to 50 of them."""
+    arrays = list(data.spectrograms.values())[:50]
+    with tempfile.TemporaryDirectory() as folder:
+        for k, array in enumerate(arrays):
+            np.save(f"{folder}/{k}.npy", array)
+        began = time.perf_counter()
+        for k in range(len(arrays)):
+            utils.load_spectrogram(str(k), folder, data.settings)
+        seconds = (time.perf_counter() - began) * len(data.spectrograms) / len(arrays)
+    print(f"Computed in {data.seconds:.1f} s; after python preprocess_data.py they would load "
+          f"{data.seconds / seconds:.0f} times as fast")
+
+
 def main():
     args = parse_args()
     data = utils.read_spectrograms(args.samples, args.preproc)
+    if data.source == args.samples:
+        say_what_preprocessing_saves(data)
     check_classes(data.spectrograms, data.classes, data.source)
     sides = dict(zip(("train", "validation", "test"), split(data.spectrograms, args.seed, args.test, args.groups)))
-    print(f"Split: {', '.join(f'{len(names)} {side}' for side, names in sides.items())}, {len(data.classes)} classes")
+    counts = ", ".join(f"{len(names)} {side}" for side, names in sides.items())
+    print(f"Split: {counts}, {len(data.classes)} classes")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     chosen = {key: value for key, value in vars(args).items() if value is not None}
     recipe = {key: chosen.get(key, value) for key, value in models.RECIPES[args.network].items()}

@@ -1,4 +1,4 @@
-"""What the four scripts share: folders and names, sounds, spectrograms, the split, errors.
+"""What the four scripts share: the command line, files and names, sounds and spectrograms.
 
 Nothing here loads Keras: augmenting, preprocessing and every --help start at once.
 A sound's name, everywhere in this project, is its path below Samples/, "kick/deep.wav".
@@ -6,7 +6,6 @@ A sound's name, everywhere in this project, is its path below Samples/, "kick/de
 import argparse
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import re
@@ -84,7 +83,8 @@ def run(main):
     except OSError as error:
         sys.exit(f"{script}: {error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        sys.exit(f"\n{script}: stopped; what is written is whole and stays")
+        print(f"\n{script}: stopped; what is written is whole and stays", file=sys.stderr)
+        sys.exit(130)
 
 
 @contextlib.contextmanager
@@ -140,6 +140,11 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
+def save_json(path, value):
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def class_of(name):
     """The class of a sound: the first folder of its name."""
     return name.split("/", 1)[0]
@@ -169,20 +174,19 @@ def list_files(root):
     return sorted(names)
 
 
-def is_sound(name):
-    """Whether the extension is one that sounds have; whether it lies shows when the file is read."""
-    return Path(name).suffix.lower() in SOUND_EXTENSIONS
-
-
 def find_sounds(samples):
-    """Sorted names of the sounds in `samples` and of the other files there. Raises UserError for no sound."""
-    files = list_files(samples)
-    sounds = [name for name in files if is_sound(name)]
-    if not sounds:
-        loose = sum(is_sound(entry.name) for entry in Path(samples).iterdir())
+    """Sorted names of the sounds in `samples`, by their extensions, and of the other files there.
+
+    Raises UserError where there is no sound.
+    """
+    names = {True: [], False: []}
+    for name in list_files(samples):
+        names[Path(name).suffix.lower() in SOUND_EXTENSIONS].append(name)
+    if not names[True]:
+        loose = sum(path.suffix.lower() in SOUND_EXTENSIONS for path in Path(samples).iterdir())
         raise UserError(f"{samples}: expected sounds in one folder a class, found "
-                        + (f"{loose} in no class folder" if loose else f"none among {len(files)} files"))
-    return sounds, [name for name in files if not is_sound(name)]
+                        + (f"{loose} in no class folder" if loose else f"none among {len(names[False])} files"))
+    return names[True], names[False]
 
 
 # ---------------------------------------------------------------- sounds and spectrograms
@@ -288,12 +292,6 @@ def log_mel_spectrogram(y, settings):
 
 # ---------------------------------------------------------------- Preproc/ and Samples/ as one source
 
-def save_settings(preproc, settings):
-    """Write the feature settings into `preproc`; their presence says that preprocessing came to its end."""
-    with whole_file(Path(preproc, SETTINGS_FILE)) as path:
-        path.write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
-
-
 def load_settings(preproc):
     """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
     path = Path(preproc, SETTINGS_FILE)
@@ -328,13 +326,15 @@ def load_spectrogram(name, preproc, settings):
     """The spectrogram of one sound from `preproc`. Raises UserError for a file that is not one."""
     path = Path(preproc, name + ".npy")
     try:
-        spectrogram = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: expected a spectrogram, found {error}") from None
-    if spectrogram.ndim != 2 or len(spectrogram) != settings.n_mels or not np.isfinite(spectrogram).all():
-        raise UserError(f"{path}: expected {settings.n_mels} mel bands of numbers, found an array of shape "
-                        f"{spectrogram.shape} or NaN; run preprocess_data.py again")
-    return spectrogram
+    right = array.dtype == np.float32 and array.ndim == 2 and len(array) == settings.n_mels and array.size
+    if not right or not np.isfinite(array).all():
+        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
+                        f"{array.shape}{' with NaN' if right else ''}; run preprocess_data.py again")
+    return array
 
 
 class Data(NamedTuple):
@@ -345,6 +345,7 @@ class Data(NamedTuple):
     classes: list  # names of the class folders, sorted
     source: Path  # the folder that was read
     n_bad: int  # sounds that could not be read
+    seconds: float  # that reading took
 
 
 def read_spectrograms(samples, preproc, settings=None, names=None):
@@ -370,21 +371,4 @@ def read_spectrograms(samples, preproc, settings=None, names=None):
     if not spectrograms:
         raise UserError(f"{source}: expected sounds, found none that can be used among {len(found)} files")
     print(f"{source}: {len(spectrograms)} spectrograms, {settings}")
-    if source == samples:
-        say_what_preprocessing_saves(time.perf_counter() - began, spectrograms)
-    return Data(spectrograms, settings, list_classes(source), source, n_bad)
-
-
-def say_what_preprocessing_saves(seconds, spectrograms):
-    """Say how much faster the same spectrograms load as .npy, measured on up to 50 of them."""
-    arrays = list(spectrograms.values())[:50]
-    files = [io.BytesIO() for _ in arrays]
-    for file, array in zip(files, arrays):
-        np.save(file, array)
-        file.seek(0)
-    begin = time.perf_counter()
-    for file in files:
-        np.load(file)
-    loading = (time.perf_counter() - begin) * len(spectrograms) / len(arrays)
-    print(f"Spectrograms computed in {seconds:.1f} s; after python preprocess_data.py they would load "
-          f"{seconds / loading:.0f} times as fast")
+    return Data(spectrograms, settings, list_classes(source), source, n_bad, time.perf_counter() - began)

@@ -1,0 +1,49 @@
+"""What the tests share: small sets of sounds, and the scripts run as a user runs them."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_RATE = 8000  # Hz
+
+
+def run(script, *args, cwd, status=0):
+    """Run a script in `cwd`; its result, after checking the exit status and that there is no traceback."""
+    result = subprocess.run([sys.executable, ROOT / script, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == status, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def one_line(script, *args, cwd, status=1):
+    """Run a script that must fail with one line on stderr; that line."""
+    lines = run(script, *args, cwd=cwd, status=status).stderr.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def tone(rng, hertz, seconds=0.4):
+    """A sine of about `hertz` with a little noise. [shape=(n_samples,)]"""
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.9, 1.1) * time) + 0.01 * rng.normal(size=len(time))
+
+
+def write_sounds(folder, classes=("low", "middle", "high"), n=10):
+    """Write n tones a class into folder/Samples, each class an octave and more above the one before."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(classes):
+        (folder / "Samples" / name).mkdir(parents=True)
+        for i in range(n):
+            y = tone(rng, 200 * 3**k, seconds=rng.uniform(0.2, 0.6))
+            soundfile.write(folder / "Samples" / name / f"{i:02d}.wav", y, SAMPLE_RATE)
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """A folder with Samples/ of three classes of ten tones."""
+    return write_sounds(tmp_path)

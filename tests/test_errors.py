@@ -1,0 +1,113 @@
+"""A user's mistake gets one line that names the path, what was expected and what was found."""
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import one_line, run, write_sounds
+
+
+@pytest.mark.parametrize("script", ["preprocess_data.py", "train_network.py"])
+def test_no_samples_folder(script, tmp_path):
+    assert "Samples: expected a folder" in one_line(script, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("script", ["preprocess_data.py", "train_network.py"])
+def test_no_sound_at_all(script, tmp_path):
+    (tmp_path / "Samples/a").mkdir(parents=True)
+    assert "found none among 0 files" in one_line(script, cwd=tmp_path)
+    soundfile.write(tmp_path / "Samples/loose.wav", np.zeros(9), 8000)
+    assert "found 1 in no class folder" in one_line(script, cwd=tmp_path)
+
+
+def test_only_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "Samples/a").mkdir(parents=True)
+    (tmp_path / "Samples/a/broken.wav").write_text("x")
+    assert "Samples: expected sounds, found 1 files that cannot be read" in one_line("preprocess_data.py", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("preprocessed", [False, True])
+def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
+    write_sounds(tmp_path, classes=["only"], n=2)
+    source = "Preproc" if preprocessed else "Samples"
+
+    def train():
+        if preprocessed:
+            run("preprocess_data.py", cwd=tmp_path)
+        result = run("train_network.py", cwd=tmp_path, status=1)
+        return result.stderr
+
+    assert f"{source}: expected at least 2 classes (folders), found 1: only" in train()
+    (tmp_path / "Samples/empty").mkdir()
+    assert f"{source}/empty: expected at least 2 sounds, found 0" in train()
+    shutil.copy(tmp_path / "Samples/only/00.wav", tmp_path / "Samples/empty/a.wav")
+    assert f"{source}/empty: expected at least 2 sounds, found 1" in train()
+
+
+def test_test_expression_that_matches_nothing_or_everything(sounds):
+    def refusal(expression, status=1):
+        return run("train_network.py", "--test", expression, cwd=sounds, status=status).stderr
+
+    assert "--test xyz: expected to match some of 30 sounds" in refusal("xyz")
+    assert "found none in high, low, middle" in refusal("wav")
+    assert "expected a regular expression, found '('" in refusal("(", status=2)
+    assert not (sounds / "weights.keras").exists()
+
+
+def test_groups_too_wide_to_split(sounds):
+    assert "expected groups that leave sounds" in one_line("train_network.py", "--groups", "wav", cwd=sounds)
+
+
+@pytest.mark.parametrize("flag, value", [("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
+                                         ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--network", "huge"),
+                                         ("--weights", "weights.h5"), ("--epoch-s", "1")])
+def test_flag_that_makes_no_sense(flag, value, sounds):
+    assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
+
+
+def test_weights_missing_or_something_else(sounds):
+    assert "weights.keras: expected the weights that train_network.py saves, found nothing" in one_line(
+        "eval_network.py", cwd=sounds)
+    (sounds / "weights.keras").write_text("not a zip file")
+    assert "weights.keras: expected the weights" in one_line("eval_network.py", cwd=sounds)
+
+
+def test_weights_of_other_classes_and_of_sounds_that_are_gone(sounds):
+    run("train_network.py", "--epochs", 1, cwd=sounds)
+    (sounds / "Samples/low").rename(sounds / "Samples/bass")
+    line = run("eval_network.py", cwd=sounds, status=1).stderr
+    assert "expected weights for the classes in Samples/, bass, high, middle; found weights for high, low, mid" in line
+    shutil.rmtree(sounds / "Samples")
+    assert "Samples: expected a folder" in one_line("eval_network.py", cwd=sounds)
+
+
+def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
+    run("preprocess_data.py", cwd=sounds)
+    (sounds / "Preproc/settings.json").write_text("{}")
+    line = one_line("train_network.py", cwd=sounds)
+    assert "settings.json: expected the settings of finished preprocessing" in line
+
+
+def test_damaged_spectrogram_is_named_and_the_rest_used(sounds):
+    run("preprocess_data.py", cwd=sounds)
+    (sounds / "Preproc/low/00.wav.npy").write_bytes(b"\x93NUMPY")
+    np.save(sounds / "Preproc/low/01.wav.npy", np.zeros((3, 4), np.float32))
+    np.save(sounds / "Preproc/low/02.wav.npy", np.array([{"a": "pickle"}]), allow_pickle=True)
+    result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
+    for i in range(3):
+        assert f"skipped Preproc/low/0{i}.wav.npy: expected" in result.stderr
+    assert "27 spectrograms" in result.stdout
+
+
+@pytest.mark.parametrize("n", ["0", "-1", "x", "1.5"])
+def test_number_of_copies_that_makes_no_sense(n, sounds):
+    assert "N" in one_line("augment_data.py", n, "Samples/low/00.wav", cwd=sounds, status=2)
+
+
+def test_augmenting_what_is_no_sound_names_it_and_does_the_rest(sounds):
+    (sounds / "Samples/low/notes.txt").write_text("not a sound")
+    files = [f"Samples/low{name}" for name in ("/00.wav", "/notes.txt", "/gone.wav", "")]
+    result = run("augment_data.py", 1, *files, cwd=sounds, status=1)
+    for path, found in (("low/notes.txt", ""), ("low/gone.wav", "nothing there"), ("low", "a folder")):
+        assert f"skipped Samples/{path}: expected a sound, found {found}" in result.stderr
+    assert (sounds / "Samples/low/00_aug1.wav").exists()

@@ -1,0 +1,32 @@
+"""The example writes the twelve classes of the IDMT set, as named there."""
+import re
+import subprocess
+import sys
+
+import soundfile
+from conftest import ROOT
+
+CLASSES = {"NoFX": 1, "EQ": 2, "FeedbackDelay": 3, "SlapbackDelay": 3, "Reverb": 3, "Chorus": 3, "Flanger": 3,
+           "Phaser": 3, "Tremolo": 3, "Vibrato": 3, "Distortion": 3, "Overdrive": 3}
+
+
+def write(folder, *args):
+    command = [sys.executable, ROOT / "examples/guitar_effects.py", folder, *args]
+    subprocess.run(command, check=True, capture_output=True)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.wav")}
+
+
+def test_every_note_goes_through_33_settings_of_12_effects(tmp_path):
+    files = write(tmp_path / "a", "--notes", "2")
+    for effect, n_settings in CLASSES.items():
+        assert sum(name.startswith(effect + "/") for name in files) == 2 * n_settings
+    assert all(re.fullmatch(r"\w+/G[6-9][13]-\d{5}-\d{4}-\d{5}\.wav", name) for name in files)
+    notes = {re.search(r"G\d\d-\d{5}", name).group() for name in files}
+    assert len(notes) == 2 and len(files) == 66 and len(set(files.values())) == 66
+    info = soundfile.info(tmp_path / "a" / next(iter(files)))
+    assert (info.samplerate, info.subtype, info.channels, info.frames) == (44100, "PCM_16", 1, 88200)
+
+
+def test_sounds_follow_from_the_seed_however_many_there_are(tmp_path):
+    two, three = write(tmp_path / "a", "--notes", "2"), write(tmp_path / "b", "--notes", "3")
+    assert two.items() <= three.items() and len(three) == 99

@@ -1,0 +1,216 @@
+"""The four scripts, run as a user runs them, in a folder of their own."""
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, SAMPLE_RATE, one_line, run, write_sounds
+
+import models
+import utils
+
+SCRIPTS = "augment_data.py", "preprocess_data.py", "train_network.py", "eval_network.py"
+
+
+def load_json(path):
+    return json.loads(path.read_text())
+
+
+def read_scores(folder):
+    with open(folder / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which the four scripts were run; tests look, and copy what they change."""
+    folder = write_sounds(tmp_path_factory.mktemp("trained"))
+    run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
+    run("preprocess_data.py", cwd=folder)
+    (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
+    (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
+    return folder
+
+
+@pytest.fixture
+def copy_of_trained(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_four_commands_lead_from_sounds_to_curves(trained):
+    assert {path.name for path in (trained / "Results").iterdir()} == {
+        "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"}
+    metrics = load_json(trained / "Results/metrics.json")
+    assert metrics["n_test"] == 6 and metrics["classes"] == ["high", "low", "middle"]
+    assert metrics["n_train"] == 45  # 21 sounds that train, a copy of each, and 3 that validate
+    assert metrics["macro_auc"] > 0.9 and metrics["accuracy"] > 0.6
+
+
+def test_metrics_are_those_of_scikit_learn_on_the_scores(trained):
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+    metrics, rows = load_json(trained / "Results/metrics.json"), read_scores(trained / "Results")
+    truth, guess = [row["class"] for row in rows], [row["guess"] for row in rows]
+    scores = np.array([[float(row[c]) for c in metrics["classes"]] for row in rows])
+    assert [row["file"].split("/")[0] for row in rows] == truth
+    assert [metrics["classes"][k] for k in scores.argmax(axis=1)] == guess
+    assert metrics["accuracy"] == accuracy_score(truth, guess)
+    assert metrics["balanced_accuracy"] == balanced_accuracy_score(truth, guess)
+    scores /= scores.sum(axis=1, keepdims=True)
+    assert metrics["macro_auc"] == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr"))
+
+
+def test_pictures_are_saved_without_a_display(trained):
+    from matplotlib.image import imread
+    for name in ("roc_curves.png", "confusion_matrix.png"):
+        picture = imread(trained / "Results" / name)
+        assert min(picture.shape[:2]) > 300 and picture.std() > 0.05
+
+
+def test_spectrograms_mirror_samples_and_keep_their_settings(trained):
+    sounds = {path.relative_to(trained / "Samples").as_posix() for path in (trained / "Samples").glob("*/*.wav")}
+    arrays = {path.relative_to(trained / "Preproc").as_posix() for path in (trained / "Preproc").glob("*/*.npy")}
+    assert arrays == {name + ".npy" for name in sounds}
+    assert load_json(trained / "Preproc/settings.json") == {
+        "sample_rate": SAMPLE_RATE, "n_mels": 96, "n_fft": 512, "hop_length": 128}
+    array = np.load(trained / "Preproc/low/00.wav.npy")
+    assert array.dtype == np.float32
+    y = soundfile.read(trained / "Samples/low/00.wav", dtype="float32")[0]
+    np.testing.assert_array_equal(array, utils.log_mel_spectrogram(y, utils.default_settings(SAMPLE_RATE)))
+
+
+def test_weights_know_all_that_scoring_needs(trained):
+    network, info = models.load(trained / "weights.keras")
+    assert info["classes"] == ["high", "low", "middle"]
+    assert info["features"] == load_json(trained / "Preproc/settings.json")
+    assert network.input_shape == (None, 96, info["n_frames"])
+    assert len(info["test"]) == 6 and not set(info["test"]) & set(info["train"] + info["validation"])
+    assert [row["file"] for row in read_scores(trained / "Results")] == info["test"]
+
+
+def test_scores_come_the_same_from_samples_and_from_preproc(copy_of_trained):
+    before = read_scores(copy_of_trained / "Results")
+    shutil.rmtree(copy_of_trained / "Preproc")
+    run("eval_network.py", cwd=copy_of_trained)
+    for old, new in zip(before, read_scores(copy_of_trained / "Results"), strict=True):
+        assert old["file"] == new["file"]
+        assert [float(old[c]) for c in ("high", "low")] == pytest.approx([float(new[c]) for c in ("high", "low")],
+                                                                       abs=1e-5)
+
+
+def test_same_seed_trains_the_same_and_test_sounds_choose_nothing(copy_of_trained):
+    """Trained again from Samples/, with every test sound replaced by noise: the same weights to the last bit."""
+    before, info = models.load(copy_of_trained / "weights.keras")
+    shutil.rmtree(copy_of_trained / "Preproc")
+    for name in info["test"]:
+        soundfile.write(copy_of_trained / "Samples" / name, np.random.default_rng(1).normal(0, 0.5, 5000), SAMPLE_RATE)
+    said = run("train_network.py", "--epochs", 3, cwd=copy_of_trained).stdout
+    assert re.search(r"after python preprocess_data.py they would load \d+ times as fast", said)
+    after, info_after = models.load(copy_of_trained / "weights.keras")
+    assert info == info_after
+    for old, new in zip(before.get_weights(), after.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_evaluation_ignores_sounds_that_came_later(copy_of_trained):
+    shutil.copy(copy_of_trained / "Preproc/low/00.wav.npy", copy_of_trained / "Preproc/low/new.wav.npy")
+    run("eval_network.py", cwd=copy_of_trained)
+    assert len(read_scores(copy_of_trained / "Results")) == 6
+
+
+def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trained):
+    said = run("train_network.py", "--epochs", 1, "--test", "^(low|high)/0[0-3].wav", cwd=copy_of_trained).stdout
+    assert "8 test" in said
+    said = run("eval_network.py", cwd=copy_of_trained).stdout
+    metrics = load_json(copy_of_trained / "Results/metrics.json")
+    assert "no test sound of middle" in said and metrics["auc"]["middle"] is None
+    assert metrics["n_test"] == 8 and 0 <= metrics["macro_auc"] <= 1
+
+
+def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp_path):
+    write_sounds(tmp_path, n=2)
+    places = ["--samples", "Samples", "--preproc", "p", "--weights", "w/old.keras"]
+    run("preprocess_data.py", *places[:4], "--n-mels", 40, "--hop-length", 100, cwd=tmp_path)
+    run("train_network.py", *places, "--network", "original", "--epochs", 2, "--layers", 2, "--filters", 8,
+        "--batch-size", 2, "--learning-rate", 0.5, "--seed", 7, cwd=tmp_path)
+    run("eval_network.py", *places, "--results", "r", cwd=tmp_path)
+    assert load_json(tmp_path / "r/metrics.json")["n_test"] == 3
+    assert models.load(tmp_path / "w/old.keras")[0].input_shape[1] == 40
+
+
+def test_mixed_rates_channels_lengths_and_formats_become_one(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, rate, channels, n_samples in (
+            ("a/1.wav", 44100, 1, 50), ("a/2.flac", 44100, 2, 30000), ("a/3.WAV", 44100, 1, 9000),
+            ("b/1.aiff", 22050, 1, 11025), ("b/deep/2.ogg", 48000, 2, 24000)):
+        path = tmp_path / "Samples" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.uniform(-0.5, 0.5, (n_samples, channels)), rate)
+    run("preprocess_data.py", cwd=tmp_path)
+    assert load_json(tmp_path / "Preproc/settings.json")["sample_rate"] == 44100
+    shapes = {path.name: np.load(path).shape for path in (tmp_path / "Preproc").rglob("*.npy")}
+    assert shapes == {"1.wav.npy": (96, 1), "2.flac.npy": (96, 59), "3.WAV.npy": (96, 18), "1.aiff.npy": (96, 44),
+                      "2.ogg.npy": (96, 44)}
+
+
+def test_what_is_no_sound_is_named_and_skipped_and_the_rest_done(sounds):
+    (sounds / "Samples/low/broken.wav").write_text("not a sound")
+    (sounds / "Samples/low/empty.flac").write_bytes(b"")
+    soundfile.write(sounds / "Samples/high/nan.wav", np.full(1000, np.nan), SAMPLE_RATE, subtype="FLOAT")
+    (sounds / "Samples/low/notes.txt").write_text("left alone, as are hidden files")
+    (sounds / "Samples/low/.hidden.wav").write_text("")
+    (sounds / "Samples/readme.txt").write_text("no class")
+    result = run("preprocess_data.py", cwd=sounds, status=1)
+    for name in ("low/broken.wav", "low/empty.flac", "high/nan.wav"):
+        assert f"skipped Samples/{name}: expected" in result.stderr
+    assert "left alone Samples/low/notes.txt" in result.stderr and "hidden" not in result.stderr
+    assert "30 spectrograms, 3 sounds skipped, 1 other files left alone" in result.stdout
+    assert len(list((sounds / "Preproc").rglob("*.npy"))) == 30
+    shutil.rmtree(sounds / "Preproc")
+    result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
+    assert "skipped Samples/low/broken.wav" in result.stderr and "30 spectrograms" in result.stdout
+
+
+def test_second_preprocessing_forgets_what_is_gone_and_changes_nothing_else(sounds):
+    run("preprocess_data.py", cwd=sounds)
+    before = {path: path.read_bytes() for path in (sounds / "Preproc").rglob("*.*")}
+    shutil.rmtree(sounds / "Samples/high")
+    (sounds / "Samples/low/00.wav").unlink()
+    run("preprocess_data.py", cwd=sounds)
+    after = {path: path.read_bytes() for path in (sounds / "Preproc").rglob("*.*")}
+    gone = {path for path in before if path.parent.name == "high"} | {sounds / "Preproc/low/00.wav.npy"}
+    assert after == {path: text for path, text in before.items() if path not in gone}
+    assert not (sounds / "Preproc/high").exists()
+
+
+def test_stranger_s_arrays_are_never_removed(sounds):
+    (sounds / "mine/a").mkdir(parents=True)
+    np.save(sounds / "mine/a/dear.npy", np.zeros(3))
+    assert "1 .npy files without settings.json" in one_line("preprocess_data.py", "--preproc", "mine", cwd=sounds)
+    assert (sounds / "mine/a/dear.npy").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_neither_tensorflow_nor_keras_and_importing_runs_nothing(script, tmp_path):
+    code = (f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}; sys.argv = ['x', '--help']\n"
+            f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "assert not {'keras', 'tensorflow', 'librosa'} & set(sys.modules), 'loaded'")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"python {script}" in result.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_augmenting_and_preprocessing_load_neither_tensorflow_nor_keras(script, sounds):
+    files = ["1", *map(str, (sounds / "Samples/low").iterdir())] if script.startswith("augment") else []
+    code = (f"import sys, runpy; sys.argv = {[script, *files]!r}; sys.path.insert(0, {str(ROOT)!r})\n"
+            f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+            "except SystemExit as end: assert not end.code\n"
+            "assert not {'keras', 'tensorflow'} & set(sys.modules), 'loaded'")
+    result = subprocess.run([sys.executable, "-c", code], cwd=sounds, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
