@@ -75,27 +75,33 @@ def save_figure(figure, path):
         figure.savefig(temporary, dpi=120)
 
 
+def plain(name):
+    """A class name as Matplotlib shows it to the letter: $ would begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def plot_roc(path, y, scores, report):
     """ROC curves of each class against the rest, whole and near the corner where good ones differ."""
     from matplotlib import colormaps
     from sklearn.metrics import roc_curve
     figure = new_figure(11, 5.2)
     axes = figure.subplots(1, 2)
-    classes = [(k, c, auc) for k, (c, auc) in enumerate(report["auc"].items()) if auc is not None]
-    for k, name, auc in classes:
+    for k, (name, auc) in enumerate(report["auc"].items()):
+        if auc is None:
+            continue
         false_positives, true_positives, _ = roc_curve(y == k, scores[:, k], drop_intermediate=False)
         style = dict(color=colormaps["turbo"]((k + 0.5) / len(report["classes"])), lw=1.5,
                      ls=("-", "--", "-.", ":")[k % 4])  # not by colour alone
         for panel in axes:
-            panel.plot(false_positives, true_positives, label=f"{name}  {auc:.4f}", **style)
-    axes[0].plot([0, 1], [0, 1], color="0.7", lw=1, label="chance  0.5")
-    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {report['macro_auc']:.4f}")
+            panel.plot(false_positives, true_positives, label=f"{auc:.4f}  {plain(name)}", **style)
+    axes[0].plot([0, 1], [0, 1], color="0.7", lw=1, label="0.5  chance")
+    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {number(report['macro_auc'])}")
     axes[1].set(title="The same near the corner", xlim=(-0.002, 0.1), ylim=(0.9, 1.002))
     for panel in axes:
         panel.set(xlabel="False positive rate", ylabel="True positive rate")
         panel.grid(color="0.92")
-    figure.legend(*axes[0].get_legend_handles_labels(), title="Class  AUC", loc="outside right upper",
-                  fontsize=8, ncols=1 + len(classes) // 25)
+    figure.legend(*axes[0].get_legend_handles_labels(), title="AUC  class", loc="outside right upper",
+                  fontsize=8, ncols=1 + len(report["classes"]) // 25)
     save_figure(figure, path)
 
 
@@ -107,7 +113,7 @@ def plot_confusion(path, y, scores, classes):
     figure = new_figure(size + 1, size)
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    display = ConfusionMatrixDisplay(shares, display_labels=classes)
+    display = ConfusionMatrixDisplay(shares, display_labels=[plain(name) for name in classes])
     display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False, im_kw=dict(vmin=0, vmax=1))
     for (row, column), count in np.ndenumerate(counts):
         if count:
@@ -120,25 +126,28 @@ def plot_confusion(path, y, scores, classes):
 
 # ---------------------------------------------------------------- the command
 
+def number(value):
+    """A score as text; none where it is not defined."""
+    return "none" if value is None else f"{value:.4f}"
+
+
 def tell(report, names, y, scores):
     """Print what the numbers say: each class's AUC, and the mistakes by name, the surest first."""
-    classes = report["classes"]
-    print("\nClass                  sounds   right      AUC")
+    classes, guesses = report["classes"], scores.argmax(axis=1)
+    width = max(map(len, classes))
+    print(f"\n{'Class':{width}}  sounds  right     AUC")
     for k, name in enumerate(classes):
         mine = y == k
-        auc = "       -" if report["auc"][name] is None else f"{report['auc'][name]:8.4f}"
-        print(f"{name:20} {mine.sum():8} {(scores[mine].argmax(axis=1) == k).sum():7} {auc}")
-        if not mine.any():
-            print(f"  no test sound of {name}: it has no AUC and counts in no mean")
-    wrong = [i for i in np.argsort(-scores.max(axis=1)) if scores[i].argmax() != y[i]]
-    print(f"\n{len(wrong)} mistakes" + (", the surest first:" if wrong else ""))
+        print(f"{name:{width}}  {mine.sum():6}  {(guesses[mine] == k).sum():5}  {number(report['auc'][name]):>6}"
+              + ("" if mine.any() else "  no test sound: counts in no mean"))
+    wrong = [i for i in np.argsort(-scores.max(axis=1)) if guesses[i] != y[i]]
+    print(f"\nMistakes: {len(wrong)}" + (", the surest first" if wrong else ""))
     for i in wrong[:20]:
-        print(f"  {names[i]}: taken for {classes[scores[i].argmax()]} ({scores[i].max():.3f})")
+        print(f"  {names[i]}: taken for {classes[guesses[i]]} ({scores[i].max():.3f})")
     if len(wrong) > 20:
         print(f"  and {len(wrong) - 20} more in scores.csv")
-    auc = "none" if report["macro_auc"] is None else f"{report['macro_auc']:.4f}"
-    print(f"\nAccuracy {report['accuracy']:.4f}, balanced accuracy {report['balanced_accuracy']:.4f}, macro AUC {auc} "
-          f"on {report['n_test']} sounds that training never saw")
+    print(f"\nAccuracy {number(report['accuracy'])}, balanced accuracy {number(report['balanced_accuracy'])}, "
+          f"macro AUC {number(report['macro_auc'])} on {report['n_test']} sounds that training never saw")
 
 
 def main():

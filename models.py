@@ -197,7 +197,7 @@ class StopWhenStalled(keras.callbacks.Callback):
 
     Progress is a validation loss 5 % below the best so far, or while annealing is to come, such a training
     loss: it is smoother, and a small set's validation is often lucky or unlucky for many epochs. After
-    `patience` epochs without, the rate falls for half as long as it was held; at the latest it falls in time
+    `patience` epochs without, the rate falls for a third as long as it was held; at the latest it falls in time
     to end with the last epoch allowed. Without `anneal` the rate stays, and training stops there.
     """
 
@@ -226,7 +226,7 @@ class StopWhenStalled(keras.callbacks.Callback):
         if self.fall:
             self.model.stop_training = epoch + 1 >= sum(self.fall)
         elif stalled and self.anneal:
-            self.fall = epoch + 1, max(5, (epoch + 1) // 2)
+            self.fall = epoch + 1, max(5, (epoch + 1) // 3)
         elif stalled:
             self.model.stop_training = True
 

@@ -32,8 +32,9 @@ def group_of(name, groups=None):
 def hold_out(names, share, seed, groups=None):
     """Choose about `share` of each class, whole groups of sounds, in an order that only their names decide.
 
-    An order by hash, not by shuffle: a sound that is added moves few others. At least one original of each
-    class is left. Returns the set of names held out, copies included.
+    An order by hash, not by shuffle: a sound that is added moves few others. A group is taken if that brings
+    the classes nearer to their shares on the whole, and leaves each an original. Returns the set of names
+    held out, copies included.
     """
     members = {}
     for name in names:
@@ -46,8 +47,9 @@ def hold_out(names, share, seed, groups=None):
         gain = sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items())
         if gain > 0 and all(n < left[c] for c, n in counts.items()):
             held_out.update(members[group])
-            room = {c: n - counts[c] for c, n in room.items()}
-            left -= counts
+            for c, n in counts.items():
+                room[c] -= n
+                left[c] -= n
     return held_out
 
 

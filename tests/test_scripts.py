@@ -127,8 +127,15 @@ def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trai
     assert "8 test" in said
     said = run("eval_network.py", cwd=copy_of_trained).stdout
     metrics = load_json(copy_of_trained / "Results/metrics.json")
-    assert "no test sound of middle" in said and metrics["auc"]["middle"] is None
+    assert re.search("middle +0 +0 +none  no test sound", said) and metrics["auc"]["middle"] is None
     assert metrics["n_test"] == 8 and 0 <= metrics["macro_auc"] <= 1
+
+
+def test_test_set_of_one_class_and_odd_class_names_do_no_harm(tmp_path):
+    write_sounds(tmp_path, classes=("_$a^$_ %s", "ü\N{SNOWMAN} 'b'"), n=3)
+    run("train_network.py", "--epochs", 1, "--test", "b'/00", cwd=tmp_path)
+    assert "macro AUC none on 1 sounds" in run("eval_network.py", cwd=tmp_path).stdout
+    assert load_json(tmp_path / "Results/metrics.json")["macro_auc"] is None
 
 
 def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp_path):
