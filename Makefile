@@ -6,7 +6,7 @@ demo: .venv/installed  ## a trained network and its ROC curves from nothing, in 
 	rm -rf demo
 	.venv/bin/python examples/guitar_effects.py demo/Samples --notes $(NOTES)
 	cd demo && $(RUN)/preprocess_data.py
-	cd demo && $(RUN)/train_network.py --groups '^G\d\d-\d{5}' --epochs 40
+	cd demo && $(RUN)/train_network.py --groups '^G\d\d-\d{5}' --epochs 32
 	cd demo && $(RUN)/eval_network.py
 	@echo "Look at demo/Results/roc_curves.png"
 
@@ -16,7 +16,7 @@ test: .venv/installed  ## the linter and all tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --requirement requirements.txt 'pytest>=8,<10' 'ruff>=0.9,<1'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'ruff>=0.9,<1'
 	touch $@
 
 .PHONY: demo test

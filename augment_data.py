@@ -25,8 +25,9 @@ def change_speed(y, sample_rate, rng):
 def change_pitch(y, sample_rate, rng):
     """Up to two semitones up or down."""
     from librosa.effects import pitch_shift
-    n_fft = utils.default_settings(sample_rate).n_fft
-    return pitch_shift(y.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T
+    n_fft, _ = utils.window_and_hop(sample_rate)
+    padded = np.pad(y, ((0, max(0, n_fft - len(y))), (0, 0)))  # the phase vocoder wants a window at least
+    return pitch_shift(padded.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T[:len(y)]
 
 
 def change_gain(y, sample_rate, rng):
@@ -74,6 +75,22 @@ def parse_args():
     return parser.parse_args()
 
 
+def write_sound(path, y, info):
+    """Write y [shape=(n_samples, n_channels)] in the format of `info`, a second at a time. Raises UserError.
+
+    libsndfile 1.2.2 crashes where it is given a minute of Ogg Vorbis at once.
+    """
+    import soundfile
+    try:
+        with soundfile.SoundFile(path, "w", info.samplerate, info.channels,
+                                 info.subtype, info.endian, info.format) as file:
+            for start in range(0, len(y), info.samplerate):
+                file.write(y[start:start + info.samplerate])
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise utils.UserError(f"{info.name}: expected a format that can be written, "
+                              f"found {info.subtype_info}: {error}") from None
+
+
 def write_copies(path, n, seed):
     """Write the copies of one sound that are not there yet, in its own format. Returns how many. Raises UserError."""
     import soundfile
@@ -84,21 +101,21 @@ def write_copies(path, n, seed):
     for k, target in missing:
         digest = hashlib.sha256(os.fsencode(f"{seed}/{path.name}/{k}")).digest()
         with utils.whole_file(target) as temporary:
-            soundfile.write(temporary, deform(y, sample_rate, np.random.default_rng(list(digest))), sample_rate,
-                            subtype=info.subtype, endian=info.endian, format=info.format)
+            write_sound(temporary, deform(y, sample_rate, np.random.default_rng(list(digest))), info)
     return len(missing)
 
 
 def main():
     args = parse_args()
-    sources = [path for path in args.files if utils.source_of(path.name) == path.name]
-    if len(sources) < len(args.files):
-        print(f"{len(args.files) - len(sources)} files are copies themselves: passed over")
+    files = list(dict.fromkeys(args.files))
+    sources = [path for path in files if utils.source_of(path.name) == path.name]
+    if len(sources) < len(files):
+        print(f"{len(files) - len(sources)} files are copies themselves: passed over")
     written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources,
                                     "Augmenting", args.jobs)
     print(f"{sum(written)} copies written, {len(written) * args.n - sum(written)} were there already, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")
-    return n_bad > 0
+    return n_bad
 
 
 if __name__ == "__main__":

@@ -19,16 +19,21 @@ def parse_args():
 
 
 def read_test_sounds(args, info):
-    """The spectrograms of the test sounds that the weights name, computed as in training. Raises UserError."""
-    settings = utils.FeatureSettings(**info["features"])
-    data = utils.read_spectrograms(args.samples, args.preproc, settings, info["test"])
-    if data.classes != info["classes"]:
-        raise UserError(f"{args.weights}: expected weights for the classes in {data.source}/, "
-                        f"{', '.join(data.classes)}; found weights for {', '.join(info['classes'])}")
-    gone = len(info["test"]) - len(data.spectrograms) - data.n_bad
-    if gone:
-        print(f"{data.source}: {gone} of {len(info['test'])} test sounds are gone; the rest is scored")
-    return data
+    """The spectrograms of the test sounds that the weights name, computed as in training, and how many are bad.
+
+    Raises UserError where the classes are not those of the weights, or no test sound is left.
+    """
+    source = utils.find_source(args.samples, args.preproc, utils.FeatureSettings(**info["features"]))
+    if source.classes != info["classes"]:
+        raise UserError(f"{args.weights}: expected weights for the classes in {source.folder}/, "
+                        f"{', '.join(source.classes)}; found weights for {', '.join(info['classes'])}")
+    names = sorted(set(source.names) & set(info["test"]))
+    if len(names) < len(info["test"]):
+        print(f"{source.folder}: {len(info['test']) - len(names)} of {len(info['test'])} test sounds are not there")
+    spectrograms, n_bad = utils.read_spectrograms(source, names)
+    if not spectrograms:
+        raise UserError(f"{source.folder}: expected the test sounds of {args.weights}, found none that can be read")
+    return spectrograms, n_bad
 
 
 # ---------------------------------------------------------------- numbers
@@ -84,7 +89,8 @@ def plot_roc(path, y, scores, report):
     """ROC curves of each class against the rest, whole and near the corner where good ones differ."""
     from matplotlib import colormaps
     from sklearn.metrics import roc_curve
-    figure = new_figure(11, 5.2)
+    n_columns = 1 + len(report["classes"]) // 25  # of the legend
+    figure = new_figure(9 + 2 * n_columns, 5.2)
     axes = figure.subplots(1, 2)
     for k, (name, auc) in enumerate(report["auc"].items()):
         if auc is None:
@@ -95,13 +101,13 @@ def plot_roc(path, y, scores, report):
         for panel in axes:
             panel.plot(false_positives, true_positives, label=f"{auc:.4f}  {plain(name)}", **style)
     axes[0].plot([0, 1], [0, 1], color="0.7", lw=1, label="0.5  chance")
-    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {number(report['macro_auc'])}")
+    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {text_of(report['macro_auc'])}")
     axes[1].set(title="The same near the corner", xlim=(-0.002, 0.1), ylim=(0.9, 1.002))
     for panel in axes:
         panel.set(xlabel="False positive rate", ylabel="True positive rate")
         panel.grid(color="0.92")
     figure.legend(*axes[0].get_legend_handles_labels(), title="AUC  class", loc="outside right upper",
-                  fontsize=8, ncols=1 + len(report["classes"]) // 25)
+                  fontsize=8, ncols=n_columns)
     save_figure(figure, path)
 
 
@@ -126,7 +132,7 @@ def plot_confusion(path, y, scores, classes):
 
 # ---------------------------------------------------------------- the command
 
-def number(value):
+def text_of(value):
     """A score as text; none where it is not defined."""
     return "none" if value is None else f"{value:.4f}"
 
@@ -138,7 +144,7 @@ def tell(report, names, y, scores):
     print(f"\n{'Class':{width}}  sounds  right     AUC")
     for k, name in enumerate(classes):
         mine = y == k
-        print(f"{name:{width}}  {mine.sum():6}  {(guesses[mine] == k).sum():5}  {number(report['auc'][name]):>6}"
+        print(f"{name:{width}}  {mine.sum():6}  {(guesses[mine] == k).sum():5}  {text_of(report['auc'][name]):>6}"
               + ("" if mine.any() else "  no test sound: counts in no mean"))
     wrong = [i for i in np.argsort(-scores.max(axis=1)) if guesses[i] != y[i]]
     print(f"\nMistakes: {len(wrong)}" + (", the surest first" if wrong else ""))
@@ -146,17 +152,17 @@ def tell(report, names, y, scores):
         print(f"  {names[i]}: taken for {classes[guesses[i]]} ({scores[i].max():.3f})")
     if len(wrong) > 20:
         print(f"  and {len(wrong) - 20} more in scores.csv")
-    print(f"\nAccuracy {number(report['accuracy'])}, balanced accuracy {number(report['balanced_accuracy'])}, "
-          f"macro AUC {number(report['macro_auc'])} on {report['n_test']} sounds that training never saw")
+    print(f"\nAccuracy {text_of(report['accuracy'])}, balanced accuracy {text_of(report['balanced_accuracy'])}, "
+          f"macro AUC {text_of(report['macro_auc'])} on {report['n_test']} sounds that training never saw")
 
 
 def main():
     args = parse_args()
     import models
     network, info = models.load(args.weights)
-    data = read_test_sounds(args, info)
-    names, classes = list(data.spectrograms), info["classes"]
-    scores = models.predict(network, list(data.spectrograms.values()))  # (n_test, n_classes)
+    spectrograms, n_bad = read_test_sounds(args, info)
+    names, classes = list(spectrograms), info["classes"]
+    scores = models.predict(network, list(spectrograms.values()))  # (n_test, n_classes)
     y = np.array([classes.index(class_of(name)) for name in names])  # (n_test,)
     report = measure(y, scores, info)
     tell(report, names, y, scores)
@@ -166,7 +172,7 @@ def main():
     plot_confusion(args.results / "confusion_matrix.png", y, scores, classes)
     print("Wrote " + ", ".join(str(Path(args.results, name)) for name in
                                ("roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json")))
-    return data.n_bad > 0
+    return n_bad
 
 
 if __name__ == "__main__":

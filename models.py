@@ -170,11 +170,12 @@ def build(recipe, spectrograms, n_classes, n_frames):
 
     Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds.
     """
-    frames = np.concatenate(spectrograms, axis=1, dtype=np.float32)  # (n_mels, all frames)
-    mean, variance = frames.mean(axis=1), frames.var(axis=1) + 1e-3  # a band of silence has no variance
-    inputs = keras.Input((len(frames), n_frames))
-    x = layers.Normalization(axis=1, mean=mean, variance=variance)(inputs)
-    x = layers.Reshape((len(frames), n_frames, 1))(x)
+    n_mels, n_all = len(spectrograms[0]), sum(s.shape[1] for s in spectrograms)
+    mean = sum(s.sum(axis=1, dtype=float) for s in spectrograms) / n_all  # (n_mels,)
+    variance = sum(((s.T - mean) ** 2).sum(axis=0) for s in spectrograms) / n_all  # (n_mels,)
+    inputs = keras.Input((n_mels, n_frames))
+    x = layers.Normalization(axis=1, mean=mean, variance=variance + 1e-3)(inputs)  # silence has no variance
+    x = layers.Reshape((n_mels, n_frames, 1))(x)
     x = recipe["body"](x, recipe["layers"], recipe["filters"])
     network = keras.Model(inputs, layers.Dense(n_classes, activation="softmax")(x))
     network.compile(recipe["optimizer"](recipe["learning_rate"]), "categorical_crossentropy",
@@ -270,7 +271,10 @@ def train(recipe, spectrograms, info, epochs, path):
     best = SaveBest(path, info | {"n_frames": n_frames})
     began = time.perf_counter()
     network.fit(batches, epochs=epochs, validation_data=validation or None, verbose=0, callbacks=[
-        StopWhenStalled(recipe["learning_rate"], epochs, recipe["patience"], recipe["anneal"]), best])
+        StopWhenStalled(recipe["learning_rate"], epochs, recipe["patience"], recipe["anneal"]), best,
+        keras.callbacks.TerminateOnNaN()])
+    if best.best is None:
+        raise UserError(f"{path}: expected a finite loss to save weights at, found none; take a lower --learning-rate")
     print(f"Training took {time.perf_counter() - began:.0f} s\n{path}: best is {best.best}")
 
 

@@ -29,22 +29,21 @@ def parse_args():
 
 
 def forget_former(preproc, names):
-    """Mark `preproc` as unfinished and remove the spectrograms of sounds that are gone.
+    """Mark `preproc` as unfinished and remove the spectrograms of sounds that are gone, and folders left empty.
 
     Raises UserError where it holds .npy files that no preprocessing wrote: they may be dear to someone.
     """
     mark = Path(preproc, utils.SETTINGS_FILE)
-    former = [name for name in utils.list_files(preproc) if name.endswith(".npy")] if preproc.exists() else []
+    former = utils.list_spectrograms(preproc) if preproc.exists() else []
     if former and not mark.exists():
         raise utils.UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                               f"found {len(former)} .npy files without {utils.SETTINGS_FILE}")
     utils.save_json(mark, {})
-    for name in former:
-        if name.removesuffix(".npy") not in names:
-            Path(preproc, name).unlink()
-    for folder in sorted(preproc.rglob("*/"), reverse=True):
+    for name in sorted(set(former) - set(names)):
+        path = Path(preproc, name + ".npy")
+        path.unlink()
         with contextlib.suppress(OSError):  # not empty: stays
-            folder.rmdir()
+            path.parent.rmdir()
 
 
 def main():
@@ -53,14 +52,18 @@ def main():
     settings = utils.default_settings(args.sample_rate or utils.rate_of_most(args.samples, names),
                                       args.n_mels, args.n_fft, args.hop_length)
     print(f"{args.samples}: {len(names)} sounds; {settings}")
-    forget_former(args.preproc, set(names))
+    forget_former(args.preproc, names)
 
     def preprocess(name):
+        target = Path(args.preproc, name + ".npy")
+        target.unlink(missing_ok=True)  # a sound that has become unreadable keeps no former spectrogram
         spectrogram = utils.sound_to_spectrogram(name, args.samples, settings)
-        with utils.whole_file(Path(args.preproc, name + ".npy")) as path:
+        with utils.whole_file(target) as path:
             np.save(path, spectrogram)
 
     done, n_bad = utils.for_each(preprocess, names, "Preprocessing", args.jobs)
+    if not done:
+        raise utils.UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
     for class_name in utils.list_classes(args.samples):  # an empty class is for training to name
         Path(args.preproc, class_name).mkdir(parents=True, exist_ok=True)
     utils.save_json(args.preproc / utils.SETTINGS_FILE, dataclasses.asdict(settings))
@@ -68,7 +71,7 @@ def main():
         print(f"left alone {Path(args.samples, name)}: not a sound", file=sys.stderr)
     print(f"{args.preproc}: {len(done)} spectrograms, {n_bad} sounds skipped, {len(others)} other files left alone\n"
           "Next: python train_network.py")
-    return n_bad > 0
+    return n_bad
 
 
 if __name__ == "__main__":

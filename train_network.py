@@ -39,18 +39,21 @@ def hold_out(names, share, seed, groups=None):
     members = {}
     for name in names:
         members.setdefault(group_of(name, groups), []).append(name)
-    left = Counter(class_of(name) for name in names if name == source_of(name))
+    left = Counter(map(class_of, originals(names)))
     room = {c: min(max(1, round(share * n)), n - 1) for c, n in left.items()}  # wanted and not yet held out
-    held_out = set()
+    held_out, spare = set(), []
     for group in sorted(members, key=lambda group: hashlib.sha256(os.fsencode(f"{seed}/{group}")).digest()):
-        counts = Counter(class_of(name) for name in members[group] if name == source_of(name))
-        gain = sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items())
-        if gain > 0 and all(n < left[c] for c, n in counts.items()):
+        counts = Counter(map(class_of, originals(members[group])))
+        if not counts or any(n >= left[c] for c, n in counts.items()):
+            continue
+        if sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items()) > 0:
             held_out.update(members[group])
             for c, n in counts.items():
                 room[c] -= n
                 left[c] -= n
-    return held_out
+        else:
+            spare.append(group)
+    return held_out or set(members[spare[0]] if spare else ())  # of few large groups one is too much, none too little
 
 
 def split(names, seed, test=None, groups=None):
@@ -62,19 +65,19 @@ def split(names, seed, test=None, groups=None):
     Returns three sorted lists of names, copies of sounds in the last two left out: only training uses them.
     Raises UserError for a `test` that matches nothing, or that leaves a class without a training sound.
     """
+    if groups and all(group_of(name, groups) == source_of(name) for name in names):
+        raise UserError(f"--groups {groups.pattern}: expected to match file names, found none such as {names[0]}")
     if test:
         matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
         held_out = {name for name in names if group_of(name, groups) in matched}
     else:
         held_out = hold_out(names, TEST_SHARE, f"{seed} test", groups)
     rest = [name for name in names if name not in held_out]
-    if not held_out and test:
-        raise UserError(f"--test {test.pattern}: expected to match some of {len(rest)} sounds, found none, "
-                        f"not {rest[0]}")
+    if test and not held_out:
+        raise UserError(f"--test {test.pattern}: expected to match names such as {names[0]}, found none that it does")
     if not held_out:
-        raise UserError(f"--groups {groups.pattern}: expected groups that leave sounds of their class on both sides, "
-                        "found none; choose a longer match")
-    if bare := sorted({class_of(name) for name in names} - {class_of(name) for name in rest}):
+        raise UserError(f"--groups {groups.pattern}: expected two groups or more in some class, found one in each")
+    if bare := sorted(set(map(class_of, names)) - set(map(class_of, rest))):
         raise UserError(f"--test {test.pattern}: expected a sound left to train on in every class, "
                         f"found none in {', '.join(bare)}")
     validation = hold_out(rest, VALIDATION_SHARE, f"{seed} validation", groups)
@@ -82,25 +85,26 @@ def split(names, seed, test=None, groups=None):
 
 
 def originals(names):
+    """Sorted names of the sounds that are no copies."""
     return sorted(name for name in names if name == source_of(name))
 
 
-def check_classes(names, classes, source):
+def check_classes(names, classes, folder):
     """Raise UserError unless there are two classes, each with two sounds that are no copies."""
     if len(classes) < 2:
-        raise UserError(f"{source}: expected at least 2 classes (folders), "
-                        f"found {len(classes)}: {', '.join(classes)}")
-    counts = Counter(map(class_of, originals(names)))
-    for class_name in classes:
-        if counts[class_name] < 2:
-            raise UserError(f"{source}/{class_name}: expected at least 2 sounds, found {counts[class_name]}")
+        raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
+    counts, all_counts = Counter(map(class_of, originals(names))), Counter(map(class_of, names))
+    for name in classes:
+        if counts[name] < 2:
+            raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]}"
+                            f" and {all_counts[name] - counts[name]} copies (_augN)")
 
 
 # ---------------------------------------------------------------- the command
 
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "weights"))
-    number, rate = utils.number(int, 1), utils.number(float, 0)
+    number, rate = utils.number(int, 1), utils.number(float, 0, high=float("inf"))
     parser.add_argument("--network", choices=("default", "original"), default="default",
                         help="original: the network of 2017 (default: ours)")
     parser.add_argument("--epochs", type=number, default=2000,
@@ -121,37 +125,47 @@ def parse_args():
     return args
 
 
-def say_what_preprocessing_saves(data):
-    """Say how much faster the same spectrograms load from files, measured on up to 50 of them."""
-    arrays = list(data.spectrograms.values())[:50]
+def read_everything(source, samples):
+    """Read all spectrograms; from sounds, say how much faster files would be, measured on up to 50 of them."""
+    began = time.perf_counter()
+    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
+    seconds = time.perf_counter() - began
+    if source.folder != samples:
+        if samples.is_dir() and (new := set(filter(utils.is_sound, utils.list_files(samples))) - set(source.names)):
+            print(f"{samples}: {len(new)} sounds are not in {source.folder}; for new ones run preprocess_data.py again")
+        return spectrograms, n_bad
     with tempfile.TemporaryDirectory() as folder:
+        arrays = list(spectrograms.values())[:50]
         for k, array in enumerate(arrays):
             np.save(f"{folder}/{k}.npy", array)
         began = time.perf_counter()
         for k in range(len(arrays)):
-            utils.load_spectrogram(str(k), folder, data.settings)
-        seconds = (time.perf_counter() - began) * len(data.spectrograms) / len(arrays)
-    print(f"Computed in {data.seconds:.1f} s; after python preprocess_data.py they would load "
-          f"{data.seconds / seconds:.0f} times as fast")
+            utils.load_spectrogram(str(k), folder, source.settings)
+        loading = (time.perf_counter() - began) * len(spectrograms) / max(1, len(arrays))
+    if arrays:
+        print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
+              f"{seconds / loading:.0f} times as fast")
+    return spectrograms, n_bad
 
 
 def main():
     args = parse_args()
-    data = utils.read_spectrograms(args.samples, args.preproc)
-    if data.source == args.samples:
-        say_what_preprocessing_saves(data)
-    check_classes(data.spectrograms, data.classes, data.source)
-    sides = dict(zip(("train", "validation", "test"), split(data.spectrograms, args.seed, args.test, args.groups)))
+    source = utils.find_source(args.samples, args.preproc)
+    check_classes(source.names, source.classes, source.folder)
+    spectrograms, n_bad = read_everything(source, args.samples)
+    check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
+    sides = dict(zip(("train", "validation", "test"), split(list(spectrograms), args.seed, args.test, args.groups)))
     counts = ", ".join(f"{len(names)} {side}" for side, names in sides.items())
-    print(f"Split: {counts}, {len(data.classes)} classes")
+    n_groups = len({group_of(name, args.groups) for name in spectrograms})
+    print(f"Split: {counts}; {len(source.classes)} classes" + (f", {n_groups} groups" if args.groups else ""))
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     chosen = {key: value for key, value in vars(args).items() if value is not None}
     recipe = {key: chosen.get(key, value) for key, value in models.RECIPES[args.network].items()}
-    info = {"network": args.network, "seed": args.seed, "classes": data.classes,
-            "features": dataclasses.asdict(data.settings), **sides}
-    models.train(recipe, data.spectrograms, info, args.epochs, args.weights)
+    info = {"network": args.network, "seed": args.seed, "classes": source.classes,
+            "features": dataclasses.asdict(source.settings), **sides}
+    models.train(recipe, spectrograms, info, args.epochs, args.weights)
     print("Next: python eval_network.py")
-    return data.n_bad > 0
+    return n_bad
 
 
 if __name__ == "__main__":

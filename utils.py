@@ -10,9 +10,9 @@ import json
 import os
 import re
 import sys
-import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ SOUND_EXTENSIONS = frozenset(
     ".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64"  # libsndfile reads these
     " .m4a .mp4 .aac .wma .amr".split())  # and not these: named as unreadable, never passed over in silence
 SETTINGS_FILE = "settings.json"
-COPY = re.compile(r"_aug\d+(?=\.[^./]*$)")  # what augment_data.py puts before the extension
+COPY = re.compile(r"(_aug\d+)+(?=\.[^./]*$)")  # what augment_data.py puts before the extension
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
 BLOCK = 32  # frames transformed at a time: fits the cache, and an hour needs no more memory than a second
 
@@ -53,15 +53,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help shows the use)\n")
 
 
-def number(kind, low):
-    """The argparse type of an int that is at least `low`, or of a finite float above it."""
+def number(kind, low, high=2**32):
+    """The argparse type of an int from `low`, or of a float above it, that is below `high`."""
     def parse(text):
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if low <= value < float("inf") and (kind is int or value > low):
+            if (low <= value if kind is int else low < value) and value < high:
                 return value
-        raise argparse.ArgumentTypeError(f"expected {'a whole number' if kind is int else 'a number'} "
-                                         f"{'of at least' if kind is int else 'above'} {low}, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {'a whole number from' if kind is int else 'a number above'} "
+                                         f"{low}, below {high}, found {text!r}")
     return parse
 
 
@@ -74,10 +74,15 @@ def regex(text):
 
 
 def run(main):
-    """Exit with main()'s status; a user's mistake or a full disk becomes one line on stderr."""
+    """Run main(), exit with status 1 if it returns a number of skipped files; mistakes become one line on stderr."""
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
-        sys.exit(main())
+        n_bad = main()
+        if n_bad:
+            print(f"{script}: {n_bad} files skipped, named above", file=sys.stderr)
+        sys.exit(n_bad > 0)
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except OSError as error:
@@ -107,6 +112,7 @@ def for_each(function, items, description, jobs=1):
     Returns the results of those that worked, in the order of items, and how many did not.
     """
     from joblib import Parallel, delayed
+    from rich.markup import escape
     from rich.progress import track
 
     def attempt(item):
@@ -115,14 +121,16 @@ def for_each(function, items, description, jobs=1):
         except UserError as error:
             return None, error
 
-    results, errors = [], []
+    results, n_bad = [], 0
     # Threads: decoding, FFT and the mel product all run outside the interpreter lock.
     tasks = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(map(delayed(attempt), items))
-    for result, error in track(tasks, description, total=len(items)):
-        results.append(result) if error is None else errors.append(error)
-    for error in errors:
-        print(f"skipped {error}", file=sys.stderr)
-    return results, len(errors)
+    for result, error in track(tasks, escape(description), total=len(items)):
+        if error:
+            print(f"skipped {error}", file=sys.stderr)
+            n_bad += 1
+        else:
+            results.append(result)
+    return results, n_bad
 
 
 # ---------------------------------------------------------------- files
@@ -174,19 +182,20 @@ def list_files(root):
     return sorted(names)
 
 
-def find_sounds(samples):
-    """Sorted names of the sounds in `samples`, by their extensions, and of the other files there.
+def is_sound(name):
+    """Whether the extension is a sound's; whether it lies shows when the file is read."""
+    return Path(name).suffix.lower() in SOUND_EXTENSIONS
 
-    Raises UserError where there is no sound.
-    """
-    names = {True: [], False: []}
-    for name in list_files(samples):
-        names[Path(name).suffix.lower() in SOUND_EXTENSIONS].append(name)
-    if not names[True]:
-        loose = sum(path.suffix.lower() in SOUND_EXTENSIONS for path in Path(samples).iterdir())
+
+def find_sounds(samples):
+    """Sorted names of the sounds in `samples` and of the other files there. Raises UserError for no sound."""
+    files = list_files(samples)
+    sounds = [name for name in files if is_sound(name)]
+    if not sounds:
+        loose = sum(map(is_sound, Path(samples).iterdir()))
         raise UserError(f"{samples}: expected sounds in one folder a class, found "
-                        + (f"{loose} in no class folder" if loose else f"none among {len(names[False])} files"))
-    return names[True], names[False]
+                        + (f"{loose} in no class folder" if loose else f"none among {len(files)} files"))
+    return sounds, sorted(set(files) - set(sounds))
 
 
 # ---------------------------------------------------------------- sounds and spectrograms
@@ -204,17 +213,21 @@ class FeatureSettings:
         return f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, hop_length {self.hop_length}"
 
 
-def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None):
-    """Settings for a sample rate in Hz: 96 mels, and the 2017 original's 2048 and 512 at 44.1 and 48 kHz.
-
-    At other rates window and hop keep their length in time, as powers of two; the window grows until every
-    mel filter holds at least one FFT bin. Raises UserError where a given n_fft leaves filters empty.
-    """
+def window_and_hop(sample_rate):
+    """n_fft and hop_length at a rate in Hz: 2048 and 512 at 44.1 and 48 kHz, as long in time at others."""
     octaves = round(np.log2(sample_rate / 44100))
-    n_mels = n_mels or 96
-    hop_length = hop_length or max(1, round(512 * 2.0**octaves))
+    return max(16, round(2048 * 2.0**octaves)), max(1, round(512 * 2.0**octaves))
+
+
+def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None):
+    """Settings for a sample rate in Hz, the given ones kept: 96 mels, window_and_hop's lengths.
+
+    The window grows until every mel filter holds an FFT bin. Raises UserError where a given n_fft leaves some empty.
+    """
+    window, hop = window_and_hop(sample_rate)
+    n_mels, hop_length = n_mels or 96, hop_length or hop
     if n_fft is None:
-        n_fft = max(16, round(2048 * 2.0**octaves))
+        n_fft = window
         while n_empty_filters(sample_rate, n_mels, n_fft) and n_fft < sample_rate:
             n_fft *= 2
     if empty := n_empty_filters(sample_rate, n_mels, n_fft):
@@ -249,7 +262,7 @@ def decode_sound(path):
         raise UserError(f"{path}: expected a sound, found {'a folder' if Path(path).is_dir() else 'nothing there'}")
     try:
         y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: .raw, a format without a header
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
         raise UserError(f"{path}: expected a sound, found {getattr(error, 'error_string', error)}") from None
     if not len(y):
         raise UserError(f"{path}: expected a sound, found one of no samples")
@@ -272,7 +285,8 @@ def log_mel_spectrogram(y, settings):
     """Log-mel spectrogram of a sound, librosa.power_to_db(librosa.feature.melspectrogram(...)) to 1e-4 dB.
 
     y: float32 [shape=(n_samples,)], at least one sample. Returns float32 [shape=(n_mels, n_frames)] in dB
-    where n_frames = 1 + n_samples // hop_length; at least -100 dB, and at most 80 below the loudest bin.
+    where n_frames = 1 + n_samples // hop_length for an even n_fft; at least -100 dB, and
+    at most 80 below the loudest bin.
     """
     import scipy.fft
     import scipy.signal
@@ -295,7 +309,7 @@ def log_mel_spectrogram(y, settings):
 def load_settings(preproc):
     """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
     path = Path(preproc, SETTINGS_FILE)
-    if not Path(preproc).is_dir() or not (path.exists() or list_files(preproc)):
+    if not Path(preproc).is_dir() or not (path.exists() or list_spectrograms(preproc)):
         return None
     try:
         return FeatureSettings(**json.loads(path.read_text()))
@@ -309,7 +323,7 @@ def rate_of_most(samples, names):
     import soundfile
     rates = Counter()
     for name in names:
-        with contextlib.suppress(soundfile.SoundFileError, OSError):
+        with contextlib.suppress(soundfile.SoundFileError, OSError, ValueError):
             rates[soundfile.info(Path(samples, name)).samplerate] += 1
     if not rates:
         raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, "
@@ -320,6 +334,12 @@ def rate_of_most(samples, names):
 def sound_to_spectrogram(name, samples, settings):
     """The spectrogram of one sound in `samples`."""
     return log_mel_spectrogram(read_sound(Path(samples, name), settings.sample_rate), settings)
+
+
+def list_spectrograms(preproc):
+    """Sorted names of the sounds whose spectrograms are in `preproc`."""
+    names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
+    return [name for name in names if is_sound(name)]
 
 
 def load_spectrogram(name, preproc, settings):
@@ -337,38 +357,35 @@ def load_spectrogram(name, preproc, settings):
     return array
 
 
-class Data(NamedTuple):
-    """What read_spectrograms found."""
+class Source(NamedTuple):
+    """Where spectrograms come from."""
 
-    spectrograms: dict  # name -> float32 [shape=(n_mels, n_frames)] in dB, sorted by name
-    settings: FeatureSettings
+    folder: Path  # Preproc/, or Samples/
+    names: list  # of the sounds there, sorted
     classes: list  # names of the class folders, sorted
-    source: Path  # the folder that was read
-    n_bad: int  # sounds that could not be read
-    seconds: float  # that reading took
+    settings: FeatureSettings
+    read: Callable  # (name, folder, settings) -> spectrogram
 
 
-def read_spectrograms(samples, preproc, settings=None, names=None):
-    """Read spectrograms from `preproc`, or where it is empty compute them from `samples`.
-
-    settings and names: those of earlier training; where `preproc` was made otherwise, `samples` is read.
-    Returns a Data. Raises UserError where there are no sounds, or none of those names.
-    """
+def find_source(samples, preproc, settings=None):
+    """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
     kept = load_settings(preproc)
     if kept is not None and settings in (None, kept):
-        settings, source, read, jobs = kept, preproc, load_spectrogram, 1
-        found = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
-    else:
-        if kept is not None:
-            print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
-        source, read, jobs = samples, sound_to_spectrogram, -1
-        found, _ = find_sounds(samples)
-        settings = settings or default_settings(rate_of_most(samples, found))
-    wanted = found if names is None else sorted(set(found) & set(names))
-    began = time.perf_counter()
-    results, n_bad = for_each(lambda name: (name, read(name, source, settings)), wanted, f"Reading {source}", jobs)
-    spectrograms = dict(results)
-    if not spectrograms:
-        raise UserError(f"{source}: expected sounds, found none that can be used among {len(found)} files")
-    print(f"{source}: {len(spectrograms)} spectrograms, {settings}")
-    return Data(spectrograms, settings, list_classes(source), source, n_bad, time.perf_counter() - began)
+        return Source(preproc, list_spectrograms(preproc), list_classes(preproc), kept, load_spectrogram)
+    if kept is not None:
+        print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
+    names, _ = find_sounds(samples)
+    settings = settings or default_settings(rate_of_most(samples, names))
+    return Source(samples, names, list_classes(samples), settings, sound_to_spectrogram)
+
+
+def read_spectrograms(source, names):
+    """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
+
+    Returns a dict from name to spectrogram in the order of names, and how many could not be read.
+    """
+    jobs = -1 if source.read is sound_to_spectrogram else 1
+    found, n_bad = for_each(lambda name: (name, source.read(name, source.folder, source.settings)), names,
+                            f"Reading {source.folder}", jobs)
+    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}")
+    return dict(found), n_bad

@@ -1,8 +1,8 @@
 """Write a set of twelve guitar effects: synthetic plucked strings, each dry note through every effect.
 
 Reads nothing. Writes 2-second WAV files (44.1 kHz, 16 bit, mono) to OUT/<effect>/, with the classes, settings
-and kind of names of the IDMT-SMT-Audio-Effects set: G61-45202-3341-00017.wav is guitar and pickup 6, playing
-style 1, MIDI note 45 on string 2 at fret 02, effect group and type 34 (Tremolo) at setting 1, running number 17.
+and kind of names of the IDMT-SMT-Audio-Effects set: G61-47202-3341-00017.wav is guitar and pickup 6, playing
+style 1, MIDI note 47 on string 2 at fret 02, effect group 3, type 34 (Tremolo), setting 1, running number 17.
 
     python examples/guitar_effects.py demo/Samples --notes 20
 """
@@ -136,19 +136,24 @@ EFFECTS = {  # class: (IDMT's group and type, function, values of each setting)
 N_SETTINGS = sum(len(settings) for _, _, settings in EFFECTS.values())  # 33, for 20,592 files in all
 
 
+def file_name(index, code, setting, number):
+    """The name of dry note `index` of ALL_NOTES through an effect's setting."""
+    guitar, style, string, fret = ALL_NOTES[index]
+    note = f"{OPEN_STRINGS[string] + fret}{string + 1}{fret:02d}"
+    return f"G{guitar}{style}-{note}-{code // 10}{code}{setting}-{number:05d}.wav"
+
+
 def write_note(index, out, seed):
     """Write dry note `index` of ALL_NOTES through every setting; it depends on the seed and the index alone."""
-    guitar, style, string, fret = ALL_NOTES[index]
     rng = np.random.default_rng([seed, index])
-    dry, number = pluck(guitar, style, string, fret, rng), index * N_SETTINGS
+    dry, number = pluck(*ALL_NOTES[index], rng), index * N_SETTINGS
     for effect, (code, function, settings) in EFFECTS.items():
         for setting, values in enumerate(settings, 1):
             number += 1
             sound = function(dry, values, rng)
-            sound *= 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()
-            midi = OPEN_STRINGS[string] + fret
-            name = f"G{guitar}{style}-{midi}{6 - string}{fret:02d}-3{code}{setting}-{number:05d}.wav"
-            soundfile.write(out / effect / name, sound, SAMPLE_RATE, "PCM_16")
+            sound = sound * 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()  # dry itself stays as it is
+            path = out / effect / file_name(index, code, setting, number)
+            soundfile.write(path, sound, SAMPLE_RATE, "PCM_16")
 
 
 def main():

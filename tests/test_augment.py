@@ -29,7 +29,7 @@ def test_copies_all_differ_and_keep_shape_type_and_full_scale(y):
         assert copy.dtype == np.float32 and copy.shape == y.shape and np.abs(copy).max() <= 1
 
 
-@pytest.mark.filterwarnings("ignore:n_fft=")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n_samples", [1, 2, 50])
 def test_shortest_sounds_can_be_altered(n_samples):
     y = np.full((n_samples, 1), 0.5, np.float32)
@@ -46,6 +46,15 @@ def test_copies_keep_format_rate_and_channels(tmp_path, extension, subtype, rate
     for k in (1, 2):
         info = soundfile.info(tmp_path / f"a.b_aug{k}.{extension}")
         assert (info.subtype, info.samplerate, info.channels) == (subtype, rate, channels)
+
+
+def test_minutes_of_ogg_are_written(tmp_path):
+    """libsndfile 1.2.2 crashes on a minute of Vorbis in one write."""
+    with soundfile.SoundFile(tmp_path / "a.ogg", "w", 44100, 2) as file:
+        for _ in range(60):
+            file.write(np.random.default_rng(0).uniform(-0.5, 0.5, (44100, 2)))
+    run("augment_data.py", 1, "a.ogg", "--seed", 1, cwd=tmp_path)
+    assert soundfile.info(tmp_path / "a_aug1.ogg").frames == 60 * 44100
 
 
 def test_copies_depend_on_seed_name_and_number_alone(sounds):

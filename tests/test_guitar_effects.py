@@ -3,8 +3,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import soundfile
 from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+import guitar_effects
 
 CLASSES = {"NoFX": 1, "EQ": 2, "FeedbackDelay": 3, "SlapbackDelay": 3, "Reverb": 3, "Chorus": 3, "Flanger": 3,
            "Phaser": 3, "Tremolo": 3, "Vibrato": 3, "Distortion": 3, "Overdrive": 3}
@@ -25,6 +29,21 @@ def test_every_note_goes_through_33_settings_of_12_effects(tmp_path):
     assert len(notes) == 2 and len(files) == 66 and len(set(files.values())) == 66
     info = soundfile.info(tmp_path / "a" / next(iter(files)))
     assert (info.samplerate, info.subtype, info.channels, info.frames) == (44100, "PCM_16", 1, 88200)
+
+
+def test_names_are_those_of_the_recorded_set():
+    assert guitar_effects.file_name(0, 11, 1, 1) == "G61-40100-1111-00001.wav"  # open low E string, no effect
+    assert guitar_effects.file_name(13, 34, 2, 448) == "G61-45200-3342-00448.wav"
+    assert len({guitar_effects.file_name(k, 11, 1, 0) for k in range(624)}) == 624
+
+
+def test_no_effect_changes_the_dry_note():
+    dry = guitar_effects.pluck(6, 1, 0, 0, np.random.default_rng(0))
+    before = dry.copy()
+    for _, function, settings in guitar_effects.EFFECTS.values():
+        sound = function(dry, settings[0], np.random.default_rng(0))
+        assert sound.shape == dry.shape and np.isfinite(sound).all()
+        np.testing.assert_array_equal(dry, before)
 
 
 def test_sounds_follow_from_the_seed_however_many_there_are(tmp_path):

@@ -43,6 +43,13 @@ def test_original_network_is_that_of_2017():
                      *3 * ["Conv2D", "BatchNormalization", "ELU", "MaxPooling2D", "Dropout"],
                      "Flatten", "Dense", "Dropout", "Dense"]
     assert type(network.optimizer).__name__ == "Adadelta" and float(network.optimizer.learning_rate) == 1.0
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {(layer.filters, layer.kernel_size) for layer in convolutions} == {(32, (3, 3))}
+    dropouts = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    assert [layer.rate for layer in dropouts] == [0.25, 0.25, 0.25, 0.5]
+    assert [layer.units for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [128, 12]
+    assert {layer.pool_size for layer in network.layers if isinstance(layer, keras.layers.MaxPooling2D)} == {(2, 2)}
+    assert models.RECIPES["original"]["batch_size"] == 128 and not models.RECIPES["original"]["vary"]
 
 
 def test_score_of_a_sound_does_not_depend_on_its_neighbours(network):
@@ -82,6 +89,28 @@ def test_batches_of_an_epoch_hold_every_sound_equally_often():
     _, targets, batches = make_batches(vary=False, min_steps=5, batch_size=8)
     y = np.concatenate([batches[k][1] for k in range(len(batches))])
     np.testing.assert_array_equal(y.sum(axis=0), targets.sum(axis=0))
+
+
+def test_windows_are_shifted_mixed_and_masked():
+    """Sounds of one level each, so that a mixed frame has a level between and a masked one the mean's."""
+    levels = np.arange(40, dtype=np.float32) - 50
+    sounds = [np.full((32, 20), level, np.float32) for level in levels]
+    batches = models.Batches(sounds, np.eye(40, dtype=np.float32), 24, models.RECIPES["default"], 0)
+    x, y = batches[0]
+    weights = (y - 0.05 / 40) / 0.95  # the smoothing undone
+    assert ((weights > 1e-4).sum(axis=1) == 2).mean() > 0.5  # mixed from two
+    mixed = weights @ levels
+    assert (np.isclose(x, mixed[:, None, None], atol=0.01).any(axis=(1, 2))).mean() > 0.7
+    mean = levels.mean()
+    masked_bands, masked_frames = np.isclose(x, mean).all(axis=2), np.isclose(x, mean).all(axis=1)
+    assert 1 < masked_bands.sum(axis=1).mean() < 8 and 0.5 < masked_frames.sum(axis=1).mean() < 6
+    padded = [np.pad(sound, ((0, 0), (2, 2)), constant_values=-100) for sound in sounds]  # silence about each
+    plain = models.Batches(padded, np.eye(40, dtype=np.float32), 24, models.RECIPES["default"] | {"vary": False}, 0)
+    assert len({np.flatnonzero(plain[0][0][k, 0] > -90)[0] for k in range(32)}) == 1
+    rng, shifts = np.random.default_rng(0), set()
+    for _ in range(50):
+        shifts.add(np.flatnonzero(batches.window(padded[0], rng)[0] > -90)[0])
+    assert len(shifts) > 2
 
 
 def test_mixed_and_smoothed_targets_still_sum_to_one():

@@ -194,11 +194,23 @@ def test_second_preprocessing_forgets_what_is_gone_and_changes_nothing_else(soun
     assert not (sounds / "Preproc/high").exists()
 
 
+def test_sound_that_became_unreadable_keeps_no_spectrogram_of_other_settings(sounds):
+    run("preprocess_data.py", cwd=sounds)
+    (sounds / "Samples/low/00.wav").write_text("damaged")
+    run("preprocess_data.py", "--hop-length", 64, cwd=sounds, status=1)
+    assert not (sounds / "Preproc/low/00.wav.npy").exists() and (sounds / "Preproc/low/01.wav.npy").exists()
+
+
 def test_stranger_s_arrays_are_never_removed(sounds):
-    (sounds / "mine/a").mkdir(parents=True)
-    np.save(sounds / "mine/a/dear.npy", np.zeros(3))
+    (sounds / "mine/low").mkdir(parents=True)
+    (sounds / "mine/empty").mkdir()
+    np.save(sounds / "mine/low/dear.npy", np.zeros(3))
+    np.save(sounds / "mine/low/dear.wav.npy", np.zeros(3))
     assert "1 .npy files without settings.json" in one_line("preprocess_data.py", "--preproc", "mine", cwd=sounds)
-    assert (sounds / "mine/a/dear.npy").exists()
+    (sounds / "mine/low/dear.wav.npy").unlink()
+    for _ in range(2):
+        run("preprocess_data.py", "--preproc", "mine", cwd=sounds)
+    assert (sounds / "mine/low/dear.npy").exists() and (sounds / "mine/empty").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -69,6 +69,27 @@ def test_group_cut_by_the_test_expression_goes_to_the_test_side_whole():
     assert test == sorted(name for name in names if "/k-" in name)
 
 
+def test_copies_of_copies_stay_with_the_first_source():
+    names = [*NAMES, *COPIES, *(f"{name[:-4]}_aug1_aug2.wav" for name in NAMES)]
+    train, _, test = split(names, seed=0)
+    assert {source_of(name) for name in names} == set(NAMES)
+    assert not {source_of(name) for name in train} & set(test)
+
+
+@pytest.mark.parametrize("n_groups, sizes", [
+    (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (10, (7, 1, 2))])
+def test_few_large_groups_are_parted_as_well_as_can_be(n_groups, sizes):
+    names = [f"{c}/s{g}-{i:02d}.wav" for c in "ab" for g in range(n_groups) for i in range(20)]
+    sides = split(names, seed=0, groups=re.compile(r"^s\d+"))
+    assert tuple(len(side) // 40 for side in sides) == sizes
+
+
+@pytest.mark.parametrize("pattern, words", [("speaker", "expected to match file names"), ("wav", "found one in each")])
+def test_groups_that_match_nothing_or_swallow_every_class_are_refused(pattern, words):
+    with pytest.raises(UserError, match=words):
+        split(NAMES, 0, groups=re.compile(pattern))
+
+
 @pytest.mark.parametrize("pattern, words", [("nothing", "found none"), (".", "found none in a, b, c, d"),
                                             ("^b/", "found none in b")])
 def test_expression_that_matches_nothing_or_all_of_a_class_is_refused(pattern, words):
@@ -78,8 +99,8 @@ def test_expression_that_matches_nothing_or_all_of_a_class_is_refused(pattern, w
 
 @pytest.mark.parametrize("names, classes, words", [
     (["a/1.wav", "a/2.wav"], ["a"], "at least 2 classes.*found 1: a"),
-    (["a/1.wav", "a/2.wav", "b/1.wav"], ["a", "b"], "Samples/b: expected at least 2 sounds, found 1"),
-    (["a/1.wav", "a/2.wav", "b/1.wav", "b/1_aug1.wav"], ["a", "b"], "Samples/b: .* found 1"),
+    (["a/1.wav", "a/2.wav", "b/1.wav"], ["a", "b"], "Samples/b: expected at least 2 sounds, found 1 and 0 copies"),
+    (["a/1.wav", "a/2.wav", "b/1.wav", "b/1_aug1.wav"], ["a", "b"], "Samples/b: .* found 1 and 1 copies"),
     (["a/1.wav", "a/2.wav"], ["a", "b"], "Samples/b: .* found 0")])
 def test_set_too_small_to_split_is_refused(names, classes, words):
     with pytest.raises(UserError, match=words):
