@@ -111,6 +111,8 @@ def main():
     sources = [path for path in files if utils.source_of(path.name) == path.name]
     if len(sources) < len(files):
         print(f"{len(files) - len(sources)} files are copies themselves: passed over")
+    if not any(path.is_file() for path in files):
+        raise utils.UserError(f"{files[0]}: expected sound files, found none")
     written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources,
                                     "Augmenting", args.jobs)
     print(f"{sum(written)} copies written, {len(written) * args.n - sum(written)} were there already, "

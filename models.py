@@ -265,7 +265,7 @@ def train(recipe, spectrograms, info, epochs, path):
           f"{keras.backend.backend()} on {keras.distribution.list_devices()[0]}", flush=True)
     batches = Batches(sounds, targets["train"], n_frames, recipe, info["seed"])
     validation = [windows_of(spectrograms[name], n_frames) for name in info["validation"]]
-    if validation:
+    if validation:  # losses count windows: a long sound has several
         y = np.repeat(targets["validation"], [len(w) for w in validation], axis=0)
         validation = np.concatenate(validation), y
     best = SaveBest(path, info | {"n_frames": n_frames})

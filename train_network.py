@@ -106,9 +106,9 @@ def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "weights"))
     number, rate = utils.number(int, 1), utils.number(float, 0, high=float("inf"))
     parser.add_argument("--network", choices=("default", "original"), default="default",
-                        help="original: the network of 2017 (default: ours)")
+                        help="original: the network of 2017")
     parser.add_argument("--epochs", type=number, default=2000,
-                        help="at most so many; training stops by itself before (default: 2000)")
+                        help="at most so many; training stops by itself, often within 50 (default: 2000)")
     parser.add_argument("--layers", type=number, help="blocks of the network (default: 3; original: 4)")
     parser.add_argument("--filters", type=number, help="filters of the first block (default: 16; original: 32)")
     parser.add_argument("--batch-size", type=number, help="windows a step (default: 32; original: 128)")
@@ -132,7 +132,8 @@ def read_everything(source, samples):
     seconds = time.perf_counter() - began
     if source.folder != samples:
         if samples.is_dir() and (new := set(filter(utils.is_sound, utils.list_files(samples))) - set(source.names)):
-            print(f"{samples}: {len(new)} sounds are not in {source.folder}; for new ones run preprocess_data.py again")
+            print(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
+                  "preprocess_data.py adds new ones")
         return spectrograms, n_bad
     with tempfile.TemporaryDirectory() as folder:
         arrays = list(spectrograms.values())[:50]
@@ -158,6 +159,12 @@ def main():
     counts = ", ".join(f"{len(names)} {side}" for side, names in sides.items())
     n_groups = len({group_of(name, args.groups) for name in spectrograms})
     print(f"Split: {counts}; {len(source.classes)} classes" + (f", {n_groups} groups" if args.groups else ""))
+    if n_unused := len(spectrograms) - sum(map(len, sides.values())):
+        print(f"{n_unused} copies of validation and test sounds stay unused")
+    if untested := sorted(set(source.classes) - set(map(class_of, sides["test"]))):
+        print(f"No test sound in: {', '.join(untested)}")
+    if args.weights.exists():
+        print(f"{args.weights}: there from earlier training, will be replaced")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     chosen = {key: value for key, value in vars(args).items() if value is not None}
     recipe = {key: chosen.get(key, value) for key, value in models.RECIPES[args.network].items()}

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
               "weights": ("weights.keras", "the trained network")}
 
     def __init__(self, doc, places=()):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         for place in places:
             default, text = self.PLACES[place]
             self.add_argument(f"--{place}", type=Path, default=Path(default), metavar="PATH",
@@ -263,7 +263,8 @@ def decode_sound(path):
     try:
         y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
-        raise UserError(f"{path}: expected a sound, found {getattr(error, 'error_string', error)}") from None
+        raise UserError(f"{path}: expected a sound, found what libsndfile cannot read "
+                        f"({str(getattr(error, 'error_string', error)).rstrip('.')})") from None
     if not len(y):
         raise UserError(f"{path}: expected a sound, found one of no samples")
     if not np.isfinite(y).all():

@@ -61,7 +61,7 @@ def test_test_expression_that_matches_nothing_or_everything(sounds):
 @pytest.mark.parametrize("flag, value", [("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
                                          ("--seed", "5000000000"),
                                          ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--network", "huge"),
-                                         ("--weights", "weights.h5"), ("--epoch-s", "1")])
+                                         ("--weights", "weights.h5"), ("--epoch", "1")])
 def test_flag_that_makes_no_sense(flag, value, sounds):
     assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
 
@@ -130,10 +130,16 @@ def test_number_of_copies_that_makes_no_sense(n, sounds):
     assert "N" in one_line("augment_data.py", n, "Samples/low/00.wav", cwd=sounds, status=2)
 
 
+def test_augmenting_no_file_at_all(tmp_path):
+    line = one_line("augment_data.py", 1, "Samples/*/*", cwd=tmp_path)
+    assert "Samples/*/*: expected sound files, found none" in line
+
+
 def test_augmenting_what_is_no_sound_names_it_and_does_the_rest(sounds):
     (sounds / "Samples/low/notes.txt").write_text("not a sound")
     files = [f"Samples/low{name}" for name in ("/00.wav", "/notes.txt", "/gone.wav", "")]
     result = run("augment_data.py", 1, *files, cwd=sounds, status=1)
-    for path, found in (("low/notes.txt", ""), ("low/gone.wav", "nothing there"), ("low", "a folder")):
+    for path, found in (("low/notes.txt", "what libsndfile cannot read"), ("low/gone.wav", "nothing there"),
+                        ("low", "a folder")):
         assert f"skipped Samples/{path}: expected a sound, found {found}" in result.stderr
     assert (sounds / "Samples/low/00_aug1.wav").exists()

@@ -124,7 +124,8 @@ def test_evaluation_ignores_sounds_that_came_later(copy_of_trained):
 
 def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trained):
     said = run("train_network.py", "--epochs", 1, "--test", "^(low|high)/0[0-3].wav", cwd=copy_of_trained).stdout
-    assert "8 test" in said
+    assert "8 test" in said and "No test sound in: middle" in said and "weights.keras: there from earlier" in said
+    assert re.search(r"\d+ copies of validation and test sounds stay unused", said)
     said = run("eval_network.py", cwd=copy_of_trained).stdout
     metrics = load_json(copy_of_trained / "Results/metrics.json")
     assert re.search("middle +0 +0 +none  no test sound", said) and metrics["auc"]["middle"] is None
