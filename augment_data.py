@@ -96,9 +96,9 @@ def write_copies(path, n, seed):
     import soundfile
     y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
     info = soundfile.info(path)
-    targets = [(k, path.with_name(f"{path.stem}_aug{k}{path.suffix}")) for k in range(1, n + 1)]
-    missing = [(k, target) for k, target in targets if not target.exists()]
-    for k, target in missing:
+    targets = {k: path.with_name(f"{path.stem}_aug{k}{path.suffix}") for k in range(1, n + 1)}
+    missing = {k: target for k, target in targets.items() if not target.exists()}
+    for k, target in missing.items():
         digest = hashlib.sha256(os.fsencode(f"{seed}/{path.name}/{k}")).digest()
         with utils.whole_file(target) as temporary:
             write_sound(temporary, deform(y, sample_rate, np.random.default_rng(list(digest))), info)

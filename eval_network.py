@@ -6,12 +6,13 @@ confusion_matrix.png, scores.csv (a line a sound) and metrics.json.
     python eval_network.py
 """
 import csv
-from pathlib import Path
 
 import numpy as np
 
 import utils
-from utils import UserError, class_of
+from utils import UserError
+
+RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"
 
 
 def parse_args():
@@ -51,7 +52,7 @@ def measure(y, scores, info):
         "macro_auc": float(np.mean(known)) if known else None,
         "auc": auc,
         "n_test": len(y),
-        "n_train": len(info["train"]) + len(info["validation"]),  # the sounds that were not for testing
+        "n_train": len(info["train"]) + len(info["validation"]),  # sounds and copies that training used
         "n_validation": len(info["validation"]),  # those of them that chose the weights
         "classes": classes,
         "features": info["features"], "network": info["network"], "seed": info["seed"],
@@ -163,15 +164,15 @@ def main():
     spectrograms, n_bad = read_test_sounds(args, info)
     names, classes = list(spectrograms), info["classes"]
     scores = models.predict(network, list(spectrograms.values()))  # (n_test, n_classes)
-    y = np.array([classes.index(class_of(name)) for name in names])  # (n_test,)
+    y = models.one_hot(names, classes).argmax(axis=1)  # (n_test,)
     report = measure(y, scores, info)
     tell(report, names, y, scores)
-    utils.save_json(args.results / "metrics.json", report)
-    write_scores(args.results / "scores.csv", names, y, scores, classes)
-    plot_roc(args.results / "roc_curves.png", y, scores, report)
-    plot_confusion(args.results / "confusion_matrix.png", y, scores, classes)
-    print("Wrote " + ", ".join(str(Path(args.results, name)) for name in
-                               ("roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json")))
+    roc, confusion, table, numbers = written = [args.results / name for name in RESULTS]
+    utils.save_json(numbers, report)
+    write_scores(table, names, y, scores, classes)
+    plot_roc(roc, y, scores, report)
+    plot_confusion(confusion, y, scores, classes)
+    print("Wrote " + ", ".join(map(str, written)))
     return n_bad
 
 

@@ -104,14 +104,14 @@ def check_classes(names, classes, folder):
 
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "weights"))
-    number, rate = utils.number(int, 1), utils.number(float, 0, high=float("inf"))
+    count, rate = utils.number(int, 1), utils.number(float, 0, high=float("inf"))
     parser.add_argument("--network", choices=("default", "original"), default="default",
                         help="original: the network of 2017")
-    parser.add_argument("--epochs", type=number, default=2000,
+    parser.add_argument("--epochs", type=count, default=2000,
                         help="at most so many; training stops by itself, often within 50 (default: 2000)")
-    parser.add_argument("--layers", type=number, help="blocks of the network (default: 3; original: 4)")
-    parser.add_argument("--filters", type=number, help="filters of the first block (default: 16; original: 32)")
-    parser.add_argument("--batch-size", type=number, help="windows a step (default: 32; original: 128)")
+    parser.add_argument("--layers", type=count, help="blocks of the network (default: 3; original: 4)")
+    parser.add_argument("--filters", type=count, help="filters of the first block (default: 16; original: 32)")
+    parser.add_argument("--batch-size", type=count, help="windows a step (default: 32; original: 128)")
     parser.add_argument("--learning-rate", type=rate, help="highest rate (default: 0.002; original: 1.0)")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0,
                         help="of the split, the weights and the order (default: 0)")
@@ -125,36 +125,39 @@ def parse_args():
     return args
 
 
-def read_everything(source, samples):
-    """Read all spectrograms; from sounds, say how much faster files would be, measured on up to 50 of them."""
-    began = time.perf_counter()
-    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
-    seconds = time.perf_counter() - began
-    if source.folder != samples:
-        if samples.is_dir() and (new := set(filter(utils.is_sound, utils.list_files(samples))) - set(source.names)):
-            print(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
-                  "preprocess_data.py adds new ones")
-        return spectrograms, n_bad
+def say_what_preprocessing_saves(seconds, spectrograms, settings):
+    """Say how much faster spectrograms that took `seconds` would load from files, measured on up to 50 of them."""
+    arrays = list(spectrograms.values())[:50]
     with tempfile.TemporaryDirectory() as folder:
-        arrays = list(spectrograms.values())[:50]
         for k, array in enumerate(arrays):
             np.save(f"{folder}/{k}.npy", array)
         began = time.perf_counter()
         for k in range(len(arrays)):
-            utils.load_spectrogram(str(k), folder, source.settings)
-        loading = (time.perf_counter() - began) * len(spectrograms) / max(1, len(arrays))
-    if arrays:
-        print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
-              f"{seconds / loading:.0f} times as fast")
-    return spectrograms, n_bad
+            utils.load_spectrogram(str(k), folder, settings)
+        loading = (time.perf_counter() - began) * len(spectrograms) / len(arrays)
+    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
+          f"{seconds / loading:.0f} times as fast")
+
+
+def say_what_preprocessing_lacks(source, samples):
+    """Say how many sounds in `samples` have no spectrogram."""
+    if samples.is_dir() and (new := set(filter(utils.is_sound, utils.list_files(samples))) - set(source.names)):
+        print(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
+              "preprocess_data.py adds new ones")
 
 
 def main():
     args = parse_args()
     source = utils.find_source(args.samples, args.preproc)
     check_classes(source.names, source.classes, source.folder)
-    spectrograms, n_bad = read_everything(source, args.samples)
+    began = time.perf_counter()
+    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
+    seconds = time.perf_counter() - began
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
+    if source.folder == args.samples:
+        say_what_preprocessing_saves(seconds, spectrograms, source.settings)
+    else:
+        say_what_preprocessing_lacks(source, args.samples)
     sides = dict(zip(("train", "validation", "test"), split(list(spectrograms), args.seed, args.test, args.groups)))
     counts = ", ".join(f"{len(names)} {side}" for side, names in sides.items())
     n_groups = len({group_of(name, args.groups) for name in spectrograms})
