@@ -8,11 +8,13 @@ Leave out copies whose class depends on what was altered, such as pitch classes.
 """
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import utils
+from preprocess_data import window_and_hop
 
 # ---------------------------------------------------------------- deformations: (n_samples, n_channels) -> likewise
 
@@ -25,7 +27,7 @@ def change_speed(y, sample_rate, rng):
 def change_pitch(y, sample_rate, rng):
     """Up to two semitones up or down."""
     from librosa.effects import pitch_shift
-    n_fft, _ = utils.window_and_hop(sample_rate)
+    n_fft, _ = window_and_hop(sample_rate)
     padded = np.pad(y, ((0, max(0, n_fft - len(y))), (0, 0)))  # the phase vocoder wants a window at least
     return pitch_shift(padded.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T[:len(y)]
 
@@ -64,6 +66,11 @@ def deform(y, sample_rate, rng):
     return (copy / max(1, np.abs(copy).max())).astype(np.float32)
 
 
+def generator(seed, name, k):
+    """The random numbers of copy k of the sound whose file is called `name`."""
+    return np.random.default_rng(list(hashlib.sha256(os.fsencode(f"{seed}/{name}/{k}")).digest()))
+
+
 # ---------------------------------------------------------------- the command
 
 def parse_args():
@@ -96,12 +103,11 @@ def write_copies(path, n, seed):
     import soundfile
     y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
     info = soundfile.info(path)
-    targets = {k: path.with_name(f"{path.stem}_aug{k}{path.suffix}") for k in range(1, n + 1)}
+    targets = {k: path.with_name(utils.copy_name(path.name, k)) for k in range(1, n + 1)}
     missing = {k: target for k, target in targets.items() if not target.exists()}
     for k, target in missing.items():
-        digest = hashlib.sha256(os.fsencode(f"{seed}/{path.name}/{k}")).digest()
         with utils.whole_file(target) as temporary:
-            write_sound(temporary, deform(y, sample_rate, np.random.default_rng(list(digest))), info)
+            write_sound(temporary, deform(y, sample_rate, generator(seed, path.name, k)), info)
     return len(missing)
 
 
@@ -113,12 +119,14 @@ def main():
         print(f"{len(files) - len(sources)} files are copies themselves: passed over")
     if not any(path.is_file() for path in files):
         raise utils.UserError(f"{files[0]}: expected sound files, found none")
-    written, n_bad = utils.for_each(lambda path: write_copies(path, args.n, args.seed), sources,
-                                    "Augmenting", args.jobs)
-    print(f"{sum(written)} copies written, {len(written) * args.n - sum(written)} were there already, "
+    written, errors = utils.for_each(partial(write_copies, n=args.n, seed=args.seed), sources, "Augmenting",
+                                     utils.jobs_for(".", sources, args.jobs))
+    n_written, n_bad = sum(written.values()), utils.name_skipped(errors)
+    print(f"{n_written} copies written, {len(written) * args.n - n_written} were there already, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")
     return n_bad
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    import augment_data  # by this name, not as __main__, its processes find what they run
+    utils.run(augment_data.main)

@@ -10,6 +10,7 @@ import csv
 import numpy as np
 
 import utils
+from preprocess_data import FeatureSettings, find_source, read_spectrograms
 from utils import UserError
 
 RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"
@@ -24,14 +25,14 @@ def read_test_sounds(args, info):
 
     Raises UserError where the classes are not those of the weights, or no test sound is left.
     """
-    source = utils.find_source(args.samples, args.preproc, utils.FeatureSettings(**info["features"]))
+    source = find_source(args.samples, args.preproc, FeatureSettings(**info["features"]))
     if source.classes != info["classes"]:
         raise UserError(f"{args.weights}: expected weights for the classes in {source.folder}/, "
                         f"{', '.join(source.classes)}; found weights for {', '.join(info['classes'])}")
     names = sorted(set(source.names) & set(info["test"]))
     if len(names) < len(info["test"]):
         print(f"{source.folder}: {len(info['test']) - len(names)} of {len(info['test'])} test sounds are not there")
-    spectrograms, n_bad = utils.read_spectrograms(source, names)
+    spectrograms, n_bad = read_spectrograms(source, names)
     if not spectrograms:
         raise UserError(f"{source.folder}: expected the test sounds of {args.weights}, found none that can be read")
     return spectrograms, n_bad

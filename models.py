@@ -3,16 +3,34 @@
 A weights file is Keras's .keras archive with one member more, training.json: classes, feature settings and
 the sounds of each side of the split. It alone is enough to score a sound.
 """
+import contextlib
 import json
 import math
 import os
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from utils import AMIN, TOP_DB, UserError, class_of, quiet_stderr, whole_file
+from preprocess_data import AMIN, TOP_DB
+from utils import UserError, class_of, whole_file
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """Drop what is written to stderr, by compiled code too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
@@ -27,24 +45,25 @@ MAX_FRAMES = 256  # the longest window, 3 s at 44.1 kHz: longer sounds are seen 
 
 def choose_n_frames(spectrograms):
     """The window that holds nine in ten of the sounds whole, a multiple of 8 between 16 and MAX_FRAMES."""
-    length = np.percentile([spectrogram.shape[1] for spectrogram in spectrograms], 90)
+    length = np.percentile([spectrogram.shape[-1] for spectrogram in spectrograms], 90)
     return int(np.clip(math.ceil(length / 8) * 8, 16, MAX_FRAMES))
 
 
 def pad_to(spectrogram, n_frames):
-    """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(n_mels, n_frames or more)]"""
-    missing = max(0, n_frames - spectrogram.shape[1])
+    """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(..., n_mels, n_frames or more)]"""
+    missing = max(0, n_frames - spectrogram.shape[-1])
     # What silence measures beside this sound: 0 dB would be loud.
     silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)
-    return np.pad(spectrogram, ((0, 0), (missing // 2, missing - missing // 2)), constant_values=silence)
+    margins = [(0, 0)] * (spectrogram.ndim - 1) + [(missing // 2, missing - missing // 2)]
+    return np.pad(spectrogram, margins, constant_values=silence)
 
 
 def windows_of(spectrogram, n_frames):
-    """The fewest windows that cover a spectrogram, evenly spread. [shape=(n_windows, n_mels, n_frames)]"""
+    """The fewest windows that cover a spectrogram, evenly spread. [shape=(n_windows, ..., n_mels, n_frames)]"""
     padded = pad_to(spectrogram, n_frames)
-    last = padded.shape[1] - n_frames
+    last = padded.shape[-1] - n_frames
     starts = np.linspace(0, last, 1 + math.ceil(last / n_frames)).astype(int)
-    return np.stack([padded[:, start:start + n_frames] for start in starts])
+    return np.stack([padded[..., start:start + n_frames] for start in starts])
 
 
 def one_hot(names, classes):
@@ -55,7 +74,7 @@ def one_hot(names, classes):
 class Batches(keras.utils.PyDataset):
     """Training batches: a window of each sound, in an order and with changes that follow from the seed.
 
-    Yields float32 windows [shape=(batch, n_mels, n_frames)] in dB and targets [shape=(batch, n_classes)].
+    Yields float32 windows [shape=(batch, ..., n_mels, n_frames)] in dB and targets [shape=(batch, n_classes)].
     Where the recipe says `vary`, windows are shifted in time, mixed with one another and masked in bands and in
     time, and targets are mixed alike and smoothed.
     """
@@ -68,7 +87,7 @@ class Batches(keras.utils.PyDataset):
         self.batch_size, self.vary, self.seed, self.epoch = recipe["batch_size"], recipe["vary"], seed, 0
         # A small set comes round several times in an epoch: patience is counted in epochs.
         self.n_items = max(len(spectrograms), recipe["min_steps"] * self.batch_size)
-        self.mean = np.mean([s.mean(axis=1) for s in spectrograms], axis=0)[:, None]  # (n_mels, 1), what a mask shows
+        self.mean = np.mean([s.mean(axis=-1) for s in spectrograms], axis=0)[..., None]  # (..., n_mels, 1): a mask's
 
     def __len__(self):
         return math.ceil(self.n_items / self.batch_size)
@@ -82,7 +101,7 @@ class Batches(keras.utils.PyDataset):
         rows = np.concatenate([order.permutation(len(self.spectrograms)) for _ in range(n_rounds)])[:self.n_items]
         rows = rows[step * self.batch_size:(step + 1) * self.batch_size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
-        x = np.stack([self.window(self.spectrograms[row], rng) for row in rows])  # (batch, n_mels, n_frames)
+        x = np.stack([self.window(self.spectrograms[row], rng) for row in rows])  # (batch, ..., n_mels, n_frames)
         y = self.targets[rows]  # (batch, n_classes)
         return self.varied(x, y, rng) if self.vary else (x, y)
 
@@ -90,21 +109,20 @@ class Batches(keras.utils.PyDataset):
         """A random window; of a sound that fits, one that holds it whole or all but a little."""
         margin = round(self.SHIFT * self.n_frames) if self.vary else 0
         padded = pad_to(spectrogram, self.n_frames + 2 * margin)
-        start = rng.integers(padded.shape[1] - self.n_frames + 1)
-        return padded[:, start:start + self.n_frames]
+        start = rng.integers(padded.shape[-1] - self.n_frames + 1)
+        return padded[..., start:start + self.n_frames]
 
     def varied(self, x, y, rng):
         """Mixup (Zhang 2018), bands and times masked (Park 2019), labels smoothed. Changes no array given."""
         partner = rng.permutation(len(x))
         share = rng.beta(self.MIXUP, self.MIXUP, len(x)).astype(np.float32)
-        share = np.maximum(share, 1 - share)[:, None]  # (batch, 1)
-        x = share[:, :, None] * x + (1 - share[:, :, None]) * x[partner]
-        y = share * y + (1 - share) * y[partner]
+        share = np.maximum(share, 1 - share)
+        x, y = (share.reshape(-1, *[1] * (a.ndim - 1)) * (a - a[partner]) + a[partner] for a in (x, y))
         for window in x:
             for _ in range(self.MASKS):
-                bands, frames = (self.mask(size, rng) for size in window.shape)
-                window[bands] = self.mean[bands]
-                window[:, frames] = self.mean
+                bands, frames = (self.mask(size, rng) for size in window.shape[-2:])
+                window[..., bands, :] = self.mean[..., bands, :]
+                window[..., frames] = self.mean
         return x, y * (1 - self.SMOOTHING) + self.SMOOTHING / y.shape[1]
 
     def mask(self, size, rng):
@@ -168,14 +186,17 @@ RECIPES = {  # what each network is trained with unless a flag says otherwise
 def build(recipe, spectrograms, n_classes, n_frames):
     """A compiled network for windows [shape=(batch, n_mels, n_frames)] in dB -> class probabilities.
 
-    Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds.
+    Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds. Windows of several
+    channels [shape=(batch, channels, n_mels, n_frames)] are as well, each channel for itself.
     """
-    n_mels, n_all = len(spectrograms[0]), sum(s.shape[1] for s in spectrograms)
-    mean = sum(s.sum(axis=1, dtype=float) for s in spectrograms) / n_all  # (n_mels,)
-    variance = sum(((s.T - mean) ** 2).sum(axis=0) for s in spectrograms) / n_all  # (n_mels,)
-    inputs = keras.Input((n_mels, n_frames))
-    x = layers.Normalization(axis=1, mean=mean, variance=variance + 1e-3)(inputs)  # silence has no variance
-    x = layers.Reshape((n_mels, n_frames, 1))(x)
+    shape, n_all = spectrograms[0].shape[:-1], sum(s.shape[-1] for s in spectrograms)  # (..., n_mels)
+    mean = sum(s.sum(axis=-1, dtype=float) for s in spectrograms) / n_all
+    variance = sum(((s - mean[..., None]) ** 2).sum(axis=-1) for s in spectrograms) / n_all
+    inputs = keras.Input((*shape, n_frames))
+    axes = tuple(range(1, 1 + len(shape)))
+    x = layers.Normalization(axis=axes, mean=mean, variance=variance + 1e-3)(inputs)  # silence has no variance
+    x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
+    x = layers.Permute((2, 3, 1))(x)  # (batch, n_mels, n_frames, channels)
     x = recipe["body"](x, recipe["layers"], recipe["filters"])
     network = keras.Model(inputs, layers.Dense(n_classes, activation="softmax")(x))
     network.compile(recipe["optimizer"](recipe["learning_rate"]), "categorical_crossentropy",
@@ -303,7 +324,7 @@ def load(path):
 
 def predict(network, spectrograms, batch_size=64):
     """Class probabilities of sounds of any length, each the mean over its windows. [shape=(n_sounds, n_classes)]"""
-    n_frames, scores = network.input_shape[2], []
+    n_frames, scores = network.input_shape[-1], []
     for start in range(0, len(spectrograms), batch_size):  # some at a time: memory stays flat
         windows = [windows_of(s, n_frames) for s in spectrograms[start:start + batch_size]]
         probabilities = network.predict(np.concatenate(windows), batch_size=batch_size, verbose=0)

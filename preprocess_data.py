@@ -1,78 +1,407 @@
 """Turn sounds into log-mel spectrograms.
 
 Reads Samples/<class>/<name>.<ext>. Writes Preproc/<class>/<name>.<ext>.npy, float32 (n_mels, n_frames) in dB,
-and the settings that they were made with, Preproc/settings.json.
+the settings that they were made with, settings.json, and what could not be read, skipped.csv. Run again, it does
+what is new or was changed; stopped at any moment, it goes on from there.
 
     python preprocess_data.py
 """
 import contextlib
+import csv
 import dataclasses
-import sys
+import hashlib
+import itertools
+import json
+import os
+import re
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import utils
+from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, load_spectrogram, name_skipped
 
+FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
+AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
+BLOCK = 32  # frames transformed at a time: they fit the cache
+TEMPORARY = re.compile(r"/\.[0-9a-f]{12}\.npy$")  # what utils.whole_file leaves if the process is killed
+
+
+# ---------------------------------------------------------------- from samples to a spectrogram
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSettings:
+    """How a sound becomes a spectrogram; kept in Preproc/ and in the weights, so that no stage guesses."""
+
+    sample_rate: int  # Hz; every sound is resampled to it
+    n_mels: int  # mel bands from 0 Hz to sample_rate / 2
+    n_fft: int  # samples in a window
+    hop_length: int  # samples from one frame to the next
+    channels: int = 1  # 1: their mean; more: so many are kept
+
+    def __str__(self):
+        return (f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, hop_length {self.hop_length}"
+                + (f", {self.channels} channels" if self.channels > 1 else ""))
+
+
+def window_and_hop(sample_rate):
+    """n_fft and hop_length at a rate in Hz: 2048 and 512 at 44.1 and 48 kHz, as long in time at others."""
+    octaves = round(np.log2(sample_rate / 44100))
+    return max(16, round(2048 * 2.0**octaves)), max(1, round(512 * 2.0**octaves))
+
+
+def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, channels=1):
+    """Settings for a sample rate in Hz, the given ones kept: 96 mels, window_and_hop's lengths.
+
+    The window grows until every mel filter holds an FFT bin. Raises UserError where a given n_fft leaves some empty,
+    or a given hop_length leaves samples between windows.
+    """
+    window, hop = window_and_hop(sample_rate)
+    n_mels, hop_length = n_mels or 96, hop_length or hop
+    if n_fft is None:
+        n_fft = window
+        while n_empty_filters(sample_rate, n_mels, n_fft) and n_fft < sample_rate:
+            n_fft *= 2
+    if empty := n_empty_filters(sample_rate, n_mels, n_fft):
+        raise UserError(f"--n-fft {n_fft} at {sample_rate} Hz: expected a bin in each of {n_mels} mel filters, "
+                        f"found {empty} empty; take a larger --n-fft or a smaller --n-mels")
+    if hop_length > n_fft:
+        raise UserError(f"--hop-length {hop_length}: expected at most the window, {n_fft} samples; "
+                        "those between windows would never be heard")
+    return FeatureSettings(sample_rate, n_mels, n_fft, hop_length, channels)
+
+
+@lru_cache(maxsize=8)
+def mel_filters(sample_rate, n_mels, n_fft):
+    """Slaney's mel filters, those of librosa.filters.mel, whose import takes longer than a thousand sounds.
+
+    Sparse because 98 in 100 weights are zero. [shape=(n_mels, 1 + n_fft // 2)]
+    """
+    import scipy.sparse
+    top = sample_rate / 2
+    # Slaney's scale: 15 mels up to 1 kHz, evenly; above, 27 mels for each factor of 6.4.
+    top_mel = 15 * top / 1000 if top < 1000 else 15 + 27 * np.log(top / 1000) / np.log(6.4)
+    mel = np.linspace(0, top_mel, n_mels + 2)
+    edges = np.where(mel < 15, mel * 1000 / 15, 1000 * 6.4 ** ((mel - 15) / 27))[:, None]  # (n_mels + 2, 1), Hz
+    bins = np.arange(1 + n_fft // 2) * sample_rate / n_fft  # (1 + n_fft // 2,), Hz
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])  # (n_mels, 1 + n_fft // 2)
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return scipy.sparse.csr_array(triangles * 2 / (edges[2:] - edges[:-2]))  # each of area 1
+
+
+def n_empty_filters(sample_rate, n_mels, n_fft):
+    """How many mel filters fall between two FFT bins and would be silent for ever."""
+    return int((mel_filters(sample_rate, n_mels, n_fft).max(axis=1).toarray() == 0).sum())
+
+
+def convert(blocks, settings):
+    """Yield blocks with their rate [shape=(n_samples, n_channels)] at the rate and in the channels of `settings`.
+
+    One channel: the mean of all. More: the first ones; of a sound with fewer the last is repeated.
+    Yields float32 [shape=(channels, n_samples)].
+    """
+    resampler = None
+    for y, sample_rate in blocks:
+        if settings.channels == 1:
+            y = y @ np.full((y.shape[1], 1), 1 / y.shape[1], np.float32)  # 30 times as fast as y.mean(axis=1)
+        else:
+            y = y[:, np.minimum(range(settings.channels), y.shape[1] - 1)]
+        if sample_rate != settings.sample_rate:
+            import soxr
+            resampler = resampler or soxr.ResampleStream(sample_rate, settings.sample_rate, settings.channels)
+            y = resampler.resample_chunk(y)
+        yield y.T
+    if resampler:
+        yield resampler.resample_chunk(y[:0], last=True).T
+
+
+def log_mel_spectrogram(blocks, settings):
+    """Log-mel spectrogram of a sound, librosa.power_to_db(librosa.feature.melspectrogram(...)) to 1e-4 dB.
+
+    blocks: float32 [shape=(channels, n_samples)], one after the other. Returns float32 in dB
+    [shape=(n_mels, n_frames), or (channels, n_mels, n_frames) for two or more], where
+    n_frames = 1 + n_samples // hop_length for an even n_fft; at least -100 dB, at most 80 below the loudest bin.
+    """
+    n_fft, hop_length = settings.n_fft, settings.hop_length
+    margin = np.zeros((settings.channels, n_fft // 2))  # frame t is centred on sample t * hop_length
+    rest, parts = margin, []
+    for y in itertools.chain(blocks, [None]):
+        rest = np.concatenate([rest, margin if y is None else y], axis=1)  # (channels, n), float64
+        n_frames = max(0, 1 + (rest.shape[1] - n_fft) // hop_length)
+        if y is not None:
+            n_frames -= n_frames % BLOCK  # the same blocks of frames however the sound was cut
+        for start in range(0, n_frames, BLOCK):
+            first, last = start * hop_length, (min(start + BLOCK, n_frames) - 1) * hop_length + n_fft
+            parts.append(block_in_db(rest[:, first:last], settings))  # (channels, n_mels, up to BLOCK)
+        rest = rest[:, n_frames * hop_length:]
+    db = np.concatenate(parts, axis=2)
+    np.maximum(db, db.max() - np.float32(TOP_DB), out=db)
+    return db if settings.channels > 1 else db[0]
+
+
+def block_in_db(y, settings):
+    """The frames of some samples [shape=(channels, n)] in dB. [shape=(channels, n_mels, n_frames)]"""
+    import scipy.fft
+    n_fft = settings.n_fft
+    window = 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))  # Hann, periodic
+    frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::settings.hop_length]
+    frames = (frames * window).reshape(-1, n_fft)  # (channels * n_frames, n_fft)
+    # In float64: a float32 FFT strays from librosa by up to 1e-3 dB in the bins far below a tone.
+    spectrum = scipy.fft.rfft(frames.T, axis=0)  # (1 + n_fft // 2, channels * n_frames)
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    mel = mel_filters(settings.sample_rate, settings.n_mels, n_fft) @ power  # (n_mels, channels * n_frames)
+    db = 10 * np.log10(np.maximum(mel, AMIN))
+    return db.astype(np.float32).reshape(settings.n_mels, settings.channels, -1).swapaxes(0, 1)
+
+
+def sound_to_spectrogram(name, folder, settings):
+    """The spectrogram of one sound in `folder`. Raises UserError."""
+    return log_mel_spectrogram(convert(utils.read_blocks(Path(folder, name)), settings), settings)
+
+
+
+
+# ---------------------------------------------------------------- Preproc/ and Samples/ as one source
+
+def rate_of_most(samples, names, n=1000):
+    """The sample rate in Hz that most of the sounds have, or most of n of them; of equals the higher."""
+    import soundfile
+    rates = Counter()
+    for name in sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]:  # one sound more moves one at most
+        with contextlib.suppress(soundfile.SoundFileError, OSError, ValueError):
+            rates[soundfile.info(Path(samples, name)).samplerate] += 1
+    if not rates:
+        raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, "
+                        f"such as {names[0]}")
+    return max(rates, key=lambda rate: (rates[rate], rate))
+
+
+def load_settings(preproc):
+    """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
+    path = Path(preproc, SETTINGS_FILE)
+    if not Path(preproc).is_dir() or not (path.exists() or list_spectrograms(preproc)):
+        return None
+    try:
+        return FeatureSettings(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path}: expected the settings of finished preprocessing, found none that are whole; "
+                        "run preprocess_data.py again") from None
+
+
+class Source(NamedTuple):
+    """Where spectrograms come from."""
+
+    folder: Path  # Preproc/, or Samples/
+    names: list  # of the sounds there, sorted
+    classes: list  # names of the class folders, sorted
+    settings: FeatureSettings
+    read: Callable  # (name, folder, settings) -> spectrogram
+
+
+def find_source(samples, preproc, settings=None):
+    """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
+    kept = load_settings(preproc)
+    if kept is not None and settings in (None, kept):
+        return Source(preproc, list_spectrograms(preproc), list_classes(preproc), kept, load_spectrogram)
+    if kept is not None:
+        print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
+    names, _ = utils.find_sounds(samples)
+    settings = settings or default_settings(rate_of_most(samples, names))
+    return Source(samples, names, list_classes(samples), settings, sound_to_spectrogram)
+
+
+def read_spectrograms(source, names):
+    """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
+
+    Returns a dict from name to spectrogram in the order of names, and how many could not be read.
+    """
+    read = partial(source.read, folder=source.folder, settings=source.settings)
+    jobs = utils.jobs_for(source.folder, names) if source.read is sound_to_spectrogram else 1
+    found, errors = for_each(read, names, f"Reading {source.folder}", jobs)
+    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}")
+    return found, name_skipped(errors)
+
+
+# ---------------------------------------------------------------- the command
 
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc"))
     count = utils.number(int, 1)
     parser.add_argument("--sample-rate", type=utils.number(int, 100), metavar="HZ",
                         help="resample every sound to it (default: the rate that most files have)")
+    parser.add_argument("--channels", type=count, default=1,
+                        help="1: the mean of all (the default); more: so many are kept, the last repeated if need be")
     parser.add_argument("--n-mels", type=count, default=96, help="mel bands (default: 96)")
     parser.add_argument("--n-fft", type=utils.number(int, 2),
                         help="samples in a window (default: 2048 at 44.1 kHz, as long in time at other rates)")
     parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
-    parser.add_argument("--jobs", type=count, default=-1, help="sounds at a time (default: one a core)")
+    parser.add_argument("--augment", type=utils.number(int, 0), default=0, metavar="N",
+                        help="also N altered copies of each sound, those of augment_data.py, with no sound written")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the copies (default: 0)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
+    parser.add_argument("--jobs", type=count, default=-1, help="processes (default: one a core)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     return parser.parse_args()
 
 
-def forget_former(preproc, names):
-    """Mark `preproc` as unfinished and remove the spectrograms of sounds that are gone, and folders left empty.
+def stamp(path, made):
+    """The file time in ns that marks a spectrogram as made of the sound at `path`, as it is now, in the way `made`.
+
+    Its second is that of the sound; its fraction is a digest of the sound's size and time and of `made`. So one look
+    at a file tells whether it is up to date, and no list can be wrong after a crash.
+    """
+    status = os.stat(path)
+    digest = hashlib.sha256(f"{FEATURES} {made} {status.st_size} {status.st_mtime_ns}".encode()).digest()
+    fraction = int.from_bytes(digest[:8], "big") % 10**7  # of 100 ns, the steps of NTFS
+    return status.st_mtime_ns // 10**9 * 10**9 + fraction * 100
+
+
+class Task(NamedTuple):
+    """What makes the spectrograms of a run: where from, where to, how."""
+
+    samples: Path
+    preproc: Path
+    settings: FeatureSettings
+    seed: int
+
+    def origin(self, name):
+        """The sound's path, and the number of the copy that is to be made of it: 0 for the sound itself."""
+        path = Path(self.samples, name)
+        copy = None if os.path.lexists(path) else re.search(r"_aug(\d+)\.[^./]*$", name)
+        return (Path(self.samples, utils.source_of(name)), int(copy[1])) if copy else (path, 0)
+
+    def target(self, name):
+        return Path(self.preproc, name + ".npy")
+
+    def stamp(self, name):
+        path, k = self.origin(name)
+        return stamp(path, f"{self.settings!r}" + (f" copy {k}, seed {self.seed}" if k else ""))
+
+    def is_done(self, name):
+        with contextlib.suppress(OSError):
+            found = os.stat(self.target(name))
+            return found.st_mtime_ns == self.stamp(name) and found.st_size > 128  # a power cut may leave it empty
+        return False
+
+    def spectrogram(self, name):
+        path, k = self.origin(name)
+        if k == 0:
+            return sound_to_spectrogram(name, self.samples, self.settings)
+        import augment_data
+        y, sample_rate = utils.decode_sound(path)
+        copy = augment_data.deform(y, sample_rate, augment_data.generator(self.seed, path.name, k))
+        return log_mel_spectrogram(convert([(copy, sample_rate)], self.settings), self.settings)
+
+    def run(self, name):
+        """Write the spectrogram of one sound. Returns how many seconds it lasts. Raises UserError."""
+        target = self.target(name)
+        if len(os.fsencode(target.name)) > 255:
+            raise UserError(f"{target}: expected a name of at most 251 bytes before .npy, found more")
+        try:
+            with utils.reading(self.origin(name)[0]):
+                mark = self.stamp(name)  # before the sound is read: what changes meanwhile is seen by the next run
+            spectrogram = self.spectrogram(name)
+        except UserError:
+            target.unlink(missing_ok=True)
+            raise
+        try:
+            save_spectrogram(target, spectrogram, mark)
+        except FileNotFoundError:  # another run tidied it away: it does so once
+            save_spectrogram(target, spectrogram, mark)
+        return spectrogram.shape[-1] * self.settings.hop_length / self.settings.sample_rate
+
+
+def save_spectrogram(target, spectrogram, mark):
+    with utils.whole_file(target) as path:
+        np.save(path, spectrogram)
+        os.utime(path, ns=(mark, mark))
+
+
+def former_settings(preproc):
+    """The settings of the last run on `preproc`, finished or not, as a dict; an empty one where there are none."""
+    try:
+        found = json.loads(Path(preproc, SETTINGS_FILE).read_text())
+        return found.get("unfinished", found)
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def tidy(preproc, wanted):
+    """Remove what killed runs left, the spectrograms of sounds that are gone, and folders left empty. Returns how many.
 
     Raises UserError where it holds .npy files that no preprocessing wrote: they may be dear to someone.
     """
-    mark = Path(preproc, utils.SETTINGS_FILE)
-    former = utils.list_spectrograms(preproc) if preproc.exists() else []
-    if former and not mark.exists():
-        raise utils.UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
-                              f"found {len(former)} .npy files without {utils.SETTINGS_FILE}")
-    utils.save_json(mark, {})
-    for name in sorted(set(former) - set(names)):
-        path = Path(preproc, name + ".npy")
-        path.unlink()
-        with contextlib.suppress(OSError):  # not empty: stays
-            path.parent.rmdir()
+    former = list_spectrograms(preproc) if preproc.exists() else []
+    if former and not Path(preproc, SETTINGS_FILE).exists():
+        raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
+                        f"found {len(former)} .npy files without {SETTINGS_FILE}")
+    gone = sorted(set(former) - set(wanted))
+    strays = filter(TEMPORARY.search, utils.list_files(preproc)) if preproc.exists() else []
+    for path in (*(Path(preproc, name + ".npy") for name in gone), *(Path(preproc, name) for name in strays)):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that is not empty stays
+            os.removedirs(path.parent)
+    return len(gone)
+
+
+def write_skipped(path, errors, samples):
+    """A line a sound that was skipped: its name and the reason; no file where there was none."""
+    path.unlink(missing_ok=True)
+    if errors:
+        with utils.whole_file(path) as temporary, \
+                open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            lines = csv.writer(file)
+            lines.writerow(["file", "reason"])
+            lines.writerows([name, str(error).removeprefix(f"{samples / name}: ")] for name, error in errors.items())
 
 
 def main():
     args = parse_args()
-    names, others = utils.find_sounds(args.samples)
-    settings = utils.default_settings(args.sample_rate or utils.rate_of_most(args.samples, names),
-                                      args.n_mels, args.n_fft, args.hop_length)
-    print(f"{args.samples}: {len(names)} sounds; {settings}")
-    forget_former(args.preproc, names)
-
-    def preprocess(name):
-        target = Path(args.preproc, name + ".npy")
-        target.unlink(missing_ok=True)  # a sound that has become unreadable keeps no former spectrogram
-        spectrogram = utils.sound_to_spectrogram(name, args.samples, settings)
-        with utils.whole_file(target) as path:
-            np.save(path, spectrogram)
-
-    done, n_bad = utils.for_each(preprocess, names, "Preprocessing", args.jobs)
-    if not done:
-        raise utils.UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
-    for class_name in utils.list_classes(args.samples):  # an empty class is for training to name
+    if args.dask:  # its workers may run in other folders
+        args.samples, args.preproc = args.samples.resolve(), args.preproc.resolve()
+    sounds, others = utils.find_sounds(args.samples)
+    settings = default_settings(args.sample_rate or rate_of_most(args.samples, sounds),
+                                args.n_mels, args.n_fft, args.hop_length, args.channels)
+    task = Task(args.samples, args.preproc, settings, args.seed)
+    copies = (utils.copy_name(name, k) for name in sounds if name == utils.source_of(name)
+              for k in range(1, args.augment + 1))
+    names = sorted({*sounds, *copies})
+    print(f"{args.samples}: {len(sounds)} sounds; {settings}")
+    n_removed = tidy(args.preproc, names)
+    former, new = former_settings(args.preproc), dataclasses.asdict(settings)
+    to_do = [name for name in names if not task.is_done(name)]
+    if former and former != new:
+        print(f"{args.preproc}: made with other settings, {former}; everything is made again")
+    if to_do or former != new:
+        utils.save_json(args.preproc / SETTINGS_FILE, {"unfinished": new})
+    began = time.perf_counter()
+    done, errors = for_each(task.run, to_do, "Preprocessing", utils.jobs_for(args.samples, to_do, args.jobs),
+                            args.dask, args.strict)
+    took = time.perf_counter() - began
+    write_skipped(args.preproc / "skipped.csv", errors, args.samples)
+    n_bad = name_skipped(errors)
+    if n_bad == len(names):
+        raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
+    for class_name in list_classes(args.samples):  # an empty class is for training to name
         Path(args.preproc, class_name).mkdir(parents=True, exist_ok=True)
-    utils.save_json(args.preproc / utils.SETTINGS_FILE, dataclasses.asdict(settings))
-    for name in others:
-        print(f"left alone {Path(args.samples, name)}: not a sound", file=sys.stderr)
-    print(f"{args.preproc}: {len(done)} spectrograms, {n_bad} sounds skipped, {len(others)} other files left alone\n"
-          "Next: python train_network.py")
+    utils.save_json(args.preproc / SETTINGS_FILE, new)
+    if done:
+        seconds = sum(done.values())
+        print(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
+    kinds = Counter(os.path.splitext(name)[1] or "no extension" for name in others)
+    print(f"{args.preproc}: {len(done)} spectrograms written, {len(names) - len(to_do)} kept, {n_removed} removed, "
+          f"{n_bad} sounds skipped; {len(others)} other files left alone"
+          + "".join(f", {n} {kind}" for kind, n in kinds.most_common(5)) + "\nNext: python train_network.py")
     return n_bad
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    import preprocess_data  # by this name, not as __main__, its processes find what they run
+    utils.run(preprocess_data.main)

@@ -15,6 +15,7 @@ from collections import Counter
 import numpy as np
 
 import utils
+from preprocess_data import find_source, read_spectrograms
 from utils import UserError, class_of, source_of
 
 TEST_SHARE = 0.2
@@ -148,10 +149,10 @@ def say_what_preprocessing_lacks(source, samples):
 
 def main():
     args = parse_args()
-    source = utils.find_source(args.samples, args.preproc)
+    source = find_source(args.samples, args.preproc)
     check_classes(source.names, source.classes, source.folder)
     began = time.perf_counter()
-    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
+    spectrograms, n_bad = read_spectrograms(source, source.names)
     seconds = time.perf_counter() - began
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:

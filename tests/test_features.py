@@ -1,4 +1,6 @@
 """A sound becomes the spectrogram that librosa would make of it."""
+import warnings
+
 import librosa
 import numpy as np
 import pytest
@@ -6,12 +8,21 @@ import soundfile
 
 import models
 import utils
+from preprocess_data import convert, default_settings, log_mel_spectrogram, mel_filters
 
 
 def reference(y, settings):
     mel = librosa.feature.melspectrogram(y=y, sr=settings.sample_rate, n_fft=settings.n_fft,
                                          hop_length=settings.hop_length, n_mels=settings.n_mels)
     return librosa.power_to_db(mel)
+
+
+def spectrogram_of(y, settings):
+    return log_mel_spectrogram([np.atleast_2d(y)], settings)
+
+
+def read_sound(path, sample_rate):
+    return np.concatenate(list(convert(utils.read_blocks(path), default_settings(sample_rate))), axis=1)[0]
 
 
 def hard_sound(kind, n_samples, sample_rate):
@@ -26,8 +37,8 @@ def hard_sound(kind, n_samples, sample_rate):
 @pytest.mark.parametrize("sample_rate", [4000, 8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000])
 @pytest.mark.parametrize("kind", ["sine", "decay", "noise", "click", "silence"])
 def test_spectrogram_equals_librosa_at_every_rate(kind, sample_rate):
-    y, settings = hard_sound(kind, sample_rate, sample_rate), utils.default_settings(sample_rate)
-    spectrogram = utils.log_mel_spectrogram(y, settings)
+    y, settings = hard_sound(kind, sample_rate, sample_rate), default_settings(sample_rate)
+    spectrogram = spectrogram_of(y, settings)
     assert spectrogram.dtype == np.float32
     assert spectrogram.shape == (96, 1 + len(y) // settings.hop_length)
     np.testing.assert_allclose(spectrogram, reference(y, settings), atol=1e-4, rtol=0)
@@ -36,8 +47,8 @@ def test_spectrogram_equals_librosa_at_every_rate(kind, sample_rate):
 @pytest.mark.filterwarnings("ignore:n_fft=")  # librosa's word on sounds shorter than a window
 @pytest.mark.parametrize("n_samples", [1, 2, 100, 511, 512, 513, 2047, 2048, 44100, 12 * 44100])
 def test_spectrogram_equals_librosa_from_one_sample_to_12_seconds(n_samples):
-    y, settings = hard_sound("noise", n_samples, 44100), utils.default_settings(44100)
-    np.testing.assert_allclose(utils.log_mel_spectrogram(y, settings), reference(y, settings), atol=1e-4, rtol=0)
+    y, settings = hard_sound("noise", n_samples, 44100), default_settings(44100)
+    np.testing.assert_allclose(spectrogram_of(y, settings), reference(y, settings), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("n_channels", [1, 2, 6])
@@ -46,7 +57,7 @@ def test_reading_averages_channels_at_every_bit_depth(tmp_path, n_channels, subt
     y = np.random.default_rng(0).uniform(-0.9, 0.9, (3000, n_channels)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", y, 22050, subtype=subtype)
     step = {"PCM_U8": 2**-7, "PCM_16": 2**-15}.get(subtype, 1e-6)
-    read = utils.read_sound(tmp_path / "a.wav", 22050)
+    read = read_sound(tmp_path / "a.wav", 22050)
     np.testing.assert_allclose(read, y.mean(axis=1), atol=step)
     np.testing.assert_allclose(read, librosa.load(tmp_path / "a.wav", sr=None)[0], atol=1e-6)
 
@@ -55,13 +66,23 @@ def test_reading_averages_channels_at_every_bit_depth(tmp_path, n_channels, subt
 def test_reading_resamples_to_the_rate_asked_for(tmp_path, extension):
     path = tmp_path / f"a.{extension}"
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(22050) / 22050), 22050)
-    y = utils.read_sound(path, 44100)
+    y = read_sound(path, 44100)
     spectrum = np.abs(np.fft.rfft(y[:44000] * np.hanning(44000)))
     assert spectrum.argmax() * 44100 / 44000 == pytest.approx(440, abs=1)
 
 
+@pytest.mark.parametrize("sample_rate", [1000, 4000, 8000, 22050, 44100, 192000])
+@pytest.mark.parametrize("n_mels, n_fft", [(16, 512), (40, 4001), (96, 2048), (256, 8192)])
+def test_mel_filters_are_librosa_s(sample_rate, n_mels, n_fft):
+    with warnings.catch_warnings(action="ignore"):  # librosa's word on empty filters
+        expected = librosa.filters.mel(sr=sample_rate, n_mels=n_mels, n_fft=n_fft)
+    filters = mel_filters(sample_rate, n_mels, n_fft).toarray()
+    np.testing.assert_allclose(filters, expected, atol=1e-6 * expected.max(), rtol=0)
+    np.testing.assert_allclose(filters.sum(axis=1), expected.sum(axis=1), rtol=1e-5)
+
+
 def test_window_and_hop_keep_their_length_in_time():
-    found = {rate: utils.default_settings(rate) for rate in (8000, 16000, 22050, 44100, 48000)}
+    found = {rate: default_settings(rate) for rate in (8000, 16000, 22050, 44100, 48000)}
     assert {rate: (s.n_mels, s.n_fft, s.hop_length) for rate, s in found.items()} == {
         8000: (96, 512, 128), 16000: (96, 1024, 256), 22050: (96, 1024, 256), 44100: (96, 2048, 512),
         48000: (96, 2048, 512)}
@@ -70,28 +91,28 @@ def test_window_and_hop_keep_their_length_in_time():
 @pytest.mark.parametrize("sample_rate", [1000, 4000, 8000, 16000, 44100, 192000])
 @pytest.mark.parametrize("n_mels", [16, 96, 256])
 def test_no_mel_filter_is_empty(sample_rate, n_mels):
-    settings = utils.default_settings(sample_rate, n_mels)
+    settings = default_settings(sample_rate, n_mels)
     assert librosa.filters.mel(sr=sample_rate, n_fft=settings.n_fft, n_mels=n_mels).max(axis=1).min() > 0
 
 
 def test_given_n_fft_that_empties_filters_is_refused():
     with pytest.raises(utils.UserError, match="--n-fft 256.*mel filters.*empty"):
-        utils.default_settings(44100, n_fft=256)
+        default_settings(44100, n_fft=256)
 
 
 def test_spectrogram_leaves_its_sound_unchanged():
     y = hard_sound("noise", 8000, 8000)
     before = y.copy()
-    utils.log_mel_spectrogram(y, utils.default_settings(8000))
+    spectrogram_of(y, default_settings(8000))
     np.testing.assert_array_equal(y, before)
 
 
 def test_padding_is_as_loud_as_silence_in_the_sound():
-    settings = utils.default_settings(8000)
+    settings = default_settings(8000)
     y = hard_sound("sine", 4096, 8000)
     quiet = np.zeros(8192, np.float32)
-    loud_then_silent = utils.log_mel_spectrogram(np.concatenate([y, quiet]), settings)
-    padded = models.pad_to(utils.log_mel_spectrogram(y, settings), 200)
+    loud_then_silent = spectrogram_of(np.concatenate([y, quiet]), settings)
+    padded = models.pad_to(spectrogram_of(y, settings), 200)
     assert padded[:, 0] == pytest.approx(loud_then_silent[:, -1])
     assert padded.max() == loud_then_silent.max()
 

@@ -12,7 +12,7 @@ import soundfile
 from conftest import ROOT, SAMPLE_RATE, one_line, run, write_sounds
 
 import models
-import utils
+from preprocess_data import default_settings, log_mel_spectrogram
 
 SCRIPTS = "augment_data.py", "preprocess_data.py", "train_network.py", "eval_network.py"
 
@@ -76,11 +76,11 @@ def test_spectrograms_mirror_samples_and_keep_their_settings(trained):
     arrays = {path.relative_to(trained / "Preproc").as_posix() for path in (trained / "Preproc").glob("*/*.npy")}
     assert arrays == {name + ".npy" for name in sounds}
     assert load_json(trained / "Preproc/settings.json") == {
-        "sample_rate": SAMPLE_RATE, "n_mels": 96, "n_fft": 512, "hop_length": 128}
+        "sample_rate": SAMPLE_RATE, "n_mels": 96, "n_fft": 512, "hop_length": 128, "channels": 1}
     array = np.load(trained / "Preproc/low/00.wav.npy")
     assert array.dtype == np.float32
     y = soundfile.read(trained / "Samples/low/00.wav", dtype="float32")[0]
-    np.testing.assert_array_equal(array, utils.log_mel_spectrogram(y, utils.default_settings(SAMPLE_RATE)))
+    np.testing.assert_array_equal(array, log_mel_spectrogram([y[None]], default_settings(SAMPLE_RATE)))
 
 
 def test_weights_know_all_that_scoring_needs(trained):
@@ -175,8 +175,9 @@ def test_what_is_no_sound_is_named_and_skipped_and_the_rest_done(sounds):
     result = run("preprocess_data.py", cwd=sounds, status=1)
     for name in ("low/broken.wav", "low/empty.flac", "high/nan.wav"):
         assert f"skipped Samples/{name}: expected" in result.stderr
-    assert "left alone Samples/low/notes.txt" in result.stderr and "hidden" not in result.stderr
-    assert "30 spectrograms, 3 sounds skipped, 1 other files left alone" in result.stdout
+    assert "low/empty.flac: expected a sound, found an empty file" in result.stderr and "hidden" not in result.stderr
+    assert "30 spectrograms written" in result.stdout and "3 sounds skipped" in result.stdout
+    assert "2 other files left alone, 1 .txt" in result.stdout
     assert len(list((sounds / "Preproc").rglob("*.npy"))) == 30
     shutil.rmtree(sounds / "Preproc")
     result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
