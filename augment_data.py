@@ -78,7 +78,7 @@ def parse_args():
     parser.add_argument("n", type=utils.number(int, 1), metavar="N", help="copies of each sound")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sounds, such as Samples/*/*")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
-    parser.add_argument("--jobs", type=utils.number(int, 1), default=-1, help="sounds at a time (default: one a core)")
+    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core; one for little work)")
     return parser.parse_args()
 
 
@@ -120,7 +120,7 @@ def main():
     if not any(path.is_file() for path in files):
         raise utils.UserError(f"{files[0]}: expected sound files, found none")
     written, errors = utils.for_each(partial(write_copies, n=args.n, seed=args.seed), sources, "Augmenting",
-                                     utils.jobs_for(".", sources, args.jobs))
+                                     args.jobs or utils.jobs_for(".", sources))
     n_written, n_bad = sum(written.values()), utils.name_skipped(errors)
     print(f"{n_written} copies written, {len(written) * args.n - n_written} were there already, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")

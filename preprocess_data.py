@@ -29,7 +29,10 @@ from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectro
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
-BLOCK = 32  # frames transformed at a time: they fit the cache
+BLOCK = 64  # frames transformed at a time: they fit the cache
+# glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
+# short sound. A large block that is freed raises that threshold to its own size.
+np.empty(2**24, np.uint8)
 TEMPORARY = re.compile(r"/\.[0-9a-f]{12}\.npy$")  # what utils.whole_file leaves if the process is killed
 
 
@@ -109,10 +112,11 @@ def convert(blocks, settings):
     """
     resampler = None
     for y, sample_rate in blocks:
-        if settings.channels == 1:
-            y = y @ np.full((y.shape[1], 1), 1 / y.shape[1], np.float32)  # 30 times as fast as y.mean(axis=1)
-        else:
-            y = y[:, np.minimum(range(settings.channels), y.shape[1] - 1)]
+        n_channels = y.shape[1]
+        if settings.channels > 1:
+            y = y[:, np.minimum(range(settings.channels), n_channels - 1)]
+        elif n_channels > 1:
+            y = y @ np.full((n_channels, 1), 1 / n_channels, np.float32)  # 30 times as fast as y.mean(axis=1)
         if sample_rate != settings.sample_rate:
             import soxr
             resampler = resampler or soxr.ResampleStream(sample_rate, settings.sample_rate, settings.channels)
@@ -146,13 +150,18 @@ def log_mel_spectrogram(blocks, settings):
     return db if settings.channels > 1 else db[0]
 
 
+@lru_cache(maxsize=8)
+def hann(n_fft):
+    """The periodic Hann window. [shape=(n_fft,)]"""
+    return 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))
+
+
 def block_in_db(y, settings):
     """The frames of some samples [shape=(channels, n)] in dB. [shape=(channels, n_mels, n_frames)]"""
     import scipy.fft
     n_fft = settings.n_fft
-    window = 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))  # Hann, periodic
     frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::settings.hop_length]
-    frames = (frames * window).reshape(-1, n_fft)  # (channels * n_frames, n_fft)
+    frames = (frames * hann(n_fft)).reshape(-1, n_fft)  # (channels * n_frames, n_fft)
     # In float64: a float32 FFT strays from librosa by up to 1e-3 dB in the bins far below a tone.
     spectrum = scipy.fft.rfft(frames.T, axis=0)  # (1 + n_fft // 2, channels * n_frames)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
@@ -246,7 +255,7 @@ def parse_args():
                         help="also N altered copies of each sound, those of augment_data.py, with no sound written")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the copies (default: 0)")
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
-    parser.add_argument("--jobs", type=count, default=-1, help="processes (default: one a core)")
+    parser.add_argument("--jobs", type=count, help="processes (default: one a core; one for little work)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     return parser.parse_args()
 
@@ -382,7 +391,7 @@ def main():
     if to_do or former != new:
         utils.save_json(args.preproc / SETTINGS_FILE, {"unfinished": new})
     began = time.perf_counter()
-    done, errors = for_each(task.run, to_do, "Preprocessing", utils.jobs_for(args.samples, to_do, args.jobs),
+    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(args.samples, to_do),
                             args.dask, args.strict)
     took = time.perf_counter() - began
     write_skipped(args.preproc / "skipped.csv", errors, args.samples)
