@@ -134,7 +134,10 @@ def work(function, items, jobs, cluster):
     if jobs == 1 and not cluster:
         yield from itertools.starmap(partial(attempt, function), enumerate(items))
         return
+    import warnings
+
     import joblib
+    warnings.filterwarnings("ignore", ".*still being processed")  # after Ctrl-C and --strict that is meant
     # Processes, because threads would wait for one another at the interpreter's lock.
     backend = {"backend": "dask"} if cluster else {"backend": "loky", "inner_max_num_threads": 1}
     with contextlib.closing(connect(cluster)) if cluster else contextlib.nullcontext():
@@ -255,7 +258,7 @@ def walk(folder, name, above=()):
     if here in above:
         return
     for entry in os.scandir(folder):
-        if not entry.is_dir():
+        if not os.path.isdir(entry):
             yield f"{name}/{entry.name}"
         elif not entry.name.startswith("."):
             yield from walk(entry.path, f"{name}/{entry.name}", (*above, here))
