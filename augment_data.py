@@ -78,7 +78,7 @@ def parse_args():
     parser.add_argument("n", type=utils.number(int, 1), metavar="N", help="copies of each sound")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sounds, such as Samples/*/*")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
-    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core; one for little work)")
+    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core, if worth it)")
     return parser.parse_args()
 
 

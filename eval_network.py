@@ -10,7 +10,8 @@ import csv
 import numpy as np
 
 import utils
-from preprocess_data import FeatureSettings, find_source, read_spectrograms
+from preprocess_data import FeatureSettings
+from train_network import find_source, read_spectrograms
 from utils import UserError
 
 RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"

@@ -17,15 +17,14 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import utils
-from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, load_spectrogram, name_skipped
+from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, name_skipped
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
@@ -177,7 +176,7 @@ def sound_to_spectrogram(name, folder, settings):
 
 
 
-# ---------------------------------------------------------------- Preproc/ and Samples/ as one source
+# ---------------------------------------------------------------- the command
 
 def rate_of_most(samples, names, n=1000):
     """The sample rate in Hz that most of the sounds have, or most of n of them; of equals the higher."""
@@ -191,54 +190,6 @@ def rate_of_most(samples, names, n=1000):
                         f"such as {names[0]}")
     return max(rates, key=lambda rate: (rates[rate], rate))
 
-
-def load_settings(preproc):
-    """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
-    path = Path(preproc, SETTINGS_FILE)
-    if not Path(preproc).is_dir() or not (path.exists() or list_spectrograms(preproc)):
-        return None
-    try:
-        return FeatureSettings(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path}: expected the settings of finished preprocessing, found none that are whole; "
-                        "run preprocess_data.py again") from None
-
-
-class Source(NamedTuple):
-    """Where spectrograms come from."""
-
-    folder: Path  # Preproc/, or Samples/
-    names: list  # of the sounds there, sorted
-    classes: list  # names of the class folders, sorted
-    settings: FeatureSettings
-    read: Callable  # (name, folder, settings) -> spectrogram
-
-
-def find_source(samples, preproc, settings=None):
-    """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
-    kept = load_settings(preproc)
-    if kept is not None and settings in (None, kept):
-        return Source(preproc, list_spectrograms(preproc), list_classes(preproc), kept, load_spectrogram)
-    if kept is not None:
-        print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
-    names, _ = utils.find_sounds(samples)
-    settings = settings or default_settings(rate_of_most(samples, names))
-    return Source(samples, names, list_classes(samples), settings, sound_to_spectrogram)
-
-
-def read_spectrograms(source, names):
-    """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
-
-    Returns a dict from name to spectrogram in the order of names, and how many could not be read.
-    """
-    read = partial(source.read, folder=source.folder, settings=source.settings)
-    jobs = utils.jobs_for(source.folder, names) if source.read is sound_to_spectrogram else 1
-    found, errors = for_each(read, names, f"Reading {source.folder}", jobs)
-    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}")
-    return found, name_skipped(errors)
-
-
-# ---------------------------------------------------------------- the command
 
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc"))
@@ -255,7 +206,7 @@ def parse_args():
                         help="also N altered copies of each sound, those of augment_data.py, with no sound written")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the copies (default: 0)")
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
-    parser.add_argument("--jobs", type=count, help="processes (default: one a core; one for little work)")
+    parser.add_argument("--jobs", type=count, help="processes (default: one a core, if worth it)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     return parser.parse_args()
 
@@ -394,6 +345,9 @@ def main():
     done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(args.samples, to_do),
                             args.dask, args.strict)
     took = time.perf_counter() - began
+    if former_settings(args.preproc) != new:
+        raise UserError(f"{args.preproc}: expected no run with other settings beside this one, found one; "
+                        "run the one that you want again")
     write_skipped(args.preproc / "skipped.csv", errors, args.samples)
     n_bad = name_skipped(errors)
     if n_bad == len(names):

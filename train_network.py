@@ -7,19 +7,73 @@ One sound in five of each class is kept for eval_network.py and never looked at.
 """
 import dataclasses
 import hashlib
+import json
 import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import utils
-from preprocess_data import find_source, read_spectrograms
+from preprocess_data import FeatureSettings, default_settings, rate_of_most, sound_to_spectrogram
 from utils import UserError, class_of, source_of
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+
+
+# ---------------------------------------------------------------- where spectrograms come from: Preproc/ or Samples/
+
+def load_settings(preproc):
+    """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
+    path = Path(preproc, utils.SETTINGS_FILE)
+    if not Path(preproc).is_dir() or not (path.exists() or utils.list_spectrograms(preproc)):
+        return None
+    try:
+        return FeatureSettings(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path}: expected the settings of finished preprocessing, found none that are whole; "
+                        "run preprocess_data.py again") from None
+
+
+class Source(NamedTuple):
+    """Where spectrograms come from."""
+
+    folder: Path  # Preproc/, or Samples/
+    names: list  # of the sounds there, sorted
+    classes: list  # names of the class folders, sorted
+    settings: FeatureSettings
+    read: Callable  # (name, folder, settings) -> spectrogram
+
+
+def find_source(samples, preproc, settings=None):
+    """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
+    kept = load_settings(preproc)
+    if kept is not None and settings in (None, kept):
+        names, classes = utils.list_spectrograms(preproc), utils.list_classes(preproc)
+        return Source(preproc, names, classes, kept, utils.load_spectrogram)
+    if kept is not None:
+        print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
+    names, _ = utils.find_sounds(samples)
+    settings = settings or default_settings(rate_of_most(samples, names))
+    return Source(samples, names, utils.list_classes(samples), settings, sound_to_spectrogram)
+
+
+def read_spectrograms(source, names):
+    """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
+
+    Returns a dict from name to spectrogram in the order of names, and how many could not be read.
+    """
+    read = partial(source.read, folder=source.folder, settings=source.settings)
+    jobs = utils.jobs_for(source.folder, names) if source.read is sound_to_spectrogram else 1
+    found, errors = utils.for_each(read, names, f"Reading {source.folder}", jobs)
+    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}")
+    return found, utils.name_skipped(errors)
 
 
 # ---------------------------------------------------------------- the split

@@ -358,7 +358,7 @@ def parse_header(head):
 
 def load_spectrogram(name, folder, settings):
     """The spectrogram of one sound from `folder`. Raises UserError for a file that is not one."""
-    path = Path(folder, name + ".npy")
+    path = f"{folder}/{name}.npy"
     try:
         with open(path, "rb", buffering=0) as file:
             data = file.read()

@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,13 @@ def identities(folder):
 
 def noise(n_samples, n_channels=1):
     return np.random.default_rng(n_samples).uniform(-0.5, 0.5, (n_samples, n_channels)).astype(np.float32)
+
+
+def run_main(folder, then):
+    """What preprocessing in `folder` says, and a line of Python that its process runs after it."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['preprocess_data.py']\n"
+            f"import preprocess_data; preprocess_data.main(); {then}")
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def skipped(folder):
@@ -146,8 +154,9 @@ def test_worker_process_that_dies_is_one_line():
 @pytest.mark.parametrize("name, format, subtype, rate, channels", [
     ("a.wav", "WAV", "PCM_U8", 4000, 1), ("b.WAV", "WAV", "PCM_16", 8000, 2), ("c.wav", "WAV", "PCM_24", 11025, 3),
     ("d.Wav", "WAV", "PCM_32", 22050, 4), ("e.wav", "WAV", "FLOAT", 44100, 5), ("f.wav", "WAV", "DOUBLE", 48000, 6),
-    ("g.flac", "FLAC", "PCM_24", 192000, 7), ("h.FLAC", "FLAC", "PCM_16", 96000, 8), ("i.ogg", "OGG", "VORBIS", 44100, 2),
-    ("j.opus", "OGG", "OPUS", 48000, 2), ("k.AIFF", "AIFF", "PCM_16", 44100, 1), ("l.aif", "AIFF", "PCM_24", 32000, 2),
+    ("g.flac", "FLAC", "PCM_24", 192000, 7), ("h.FLAC", "FLAC", "PCM_16", 96000, 8),
+    ("i.ogg", "OGG", "VORBIS", 44100, 2), ("j.opus", "OGG", "OPUS", 48000, 2), ("k.AIFF", "AIFF", "PCM_16", 44100, 1),
+    ("l.aif", "AIFF", "PCM_24", 32000, 2),
     ("m.mp3", "MP3", "MPEG_LAYER_III", 44100, 2), ("n.MP3", "MP3", "MPEG_LAYER_III", 16000, 1),
     ("lies.wav", "MP3", "MPEG_LAYER_III", 44100, 1), ("lies.mp3", "WAV", "PCM_16", 44100, 1),
     ("lies.flac", "OGG", "VORBIS", 44100, 1)])
@@ -164,8 +173,8 @@ def test_every_format_rate_and_number_of_channels_is_read(tmp_path, name, format
 
 
 def test_odd_names_and_subfolders_are_mirrored(tmp_path):
-    names = ["plain.wav", "Grüße 鼓 🥁.wav", "two  spaces.wav", "it's \"quoted\".wav", "-rf.wav", "--strict.wav", "%s$a`b`.wav",
-             "a.b.c.wav", "x" * 246 + ".wav", "deep/er/still/x.wav"]
+    names = ["plain.wav", "Grüße 鼓 🥁.wav", "two  spaces.wav", "it's \"quoted\".wav", "-rf.wav", "--strict.wav",
+             "%s$a`b`.wav", "a.b.c.wav", "x" * 246 + ".wav", "deep/er/still/x.wav"]
     for name in names:
         for folder in ("-a class-", "ü 'b'"):
             path = tmp_path / "Samples" / folder / name
@@ -219,9 +228,10 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed_with_th
     assert np.load(sounds / "Preproc/middle/short.wav.npy").shape == (96, 1)
     assert set(np.load(sounds / "Preproc/middle/silent.wav.npy").ravel()) == {-100}
     reasons = skipped(sounds)
-    assert sorted(reasons) == [f"middle/{name}" for name in ("empty.mp3", "inf.wav", "nan.wav", "none.wav", "text.flac")]
-    for name, reason in (("empty.mp3", "an empty file"), ("inf.wav", "NaN or infinity"), ("nan.wav", "NaN or infinity"),
-                         ("none.wav", "no samples"), ("text.flac", "what libsndfile cannot read")):
+    expected = {"empty.mp3": "an empty file", "inf.wav": "NaN or infinity", "nan.wav": "NaN or infinity",
+                "none.wav": "no samples", "text.flac": "what libsndfile cannot read"}
+    assert sorted(reasons) == [f"middle/{name}" for name in expected]
+    for name, reason in expected.items():
         assert reason in reasons[f"middle/{name}"] and f"skipped Samples/middle/{name}: " in result.stderr
     assert "32 spectrograms written" in result.stdout and "4 other files left alone" in result.stdout
 
@@ -233,8 +243,9 @@ def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
     assert "Samples/high/" in one_line("preprocess_data.py", "--strict", "--jobs", 2, cwd=sounds)
 
 
-@pytest.mark.parametrize("name, head", [("take 1.m4a", b"\0\0\0\x20ftypM4A "), ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9"),
-                                        ("lies.wav", b"\0\0\0\x20ftypM4A ")])
+@pytest.mark.parametrize("name, head", [
+    ("take 1.m4a", b"\0\0\0\x20ftypM4A "), ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9"),
+    ("lies.wav", b"\0\0\0\x20ftypM4A ")])
 def test_what_libsndfile_does_not_know_is_named_with_the_command_that_converts_it(sounds, name, head):
     (sounds / "Samples/low" / name).write_bytes(head + bytes(100))
     stem = name.split(".")[0]
@@ -243,15 +254,15 @@ def test_what_libsndfile_does_not_know_is_named_with_the_command_that_converts_i
     assert f"convert it: ffmpeg -i {quoted[0]} {quoted[1]}" in said
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak memory is read from /proc")
 def test_hour_of_sound_takes_no_more_than_400_mb_and_has_the_values_of_a_short_one(tmp_path):
     (tmp_path / "Samples/a").mkdir(parents=True)
     minute = noise(60 * 44100)[:, 0] * np.linspace(0, 1, 60 * 44100, dtype=np.float32)
     with soundfile.SoundFile(tmp_path / "Samples/a/hour.wav", "w", 44100, 1, "PCM_16") as file:
         for _ in range(60):
             file.write(minute)
-    process = subprocess.Popen(PREPROCESS, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0 and usage.ru_maxrss < 400 * 1024  # KB
+    said = run_main(tmp_path, "print(open('/proc/self/status').read())")
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", said)[1]) < 400 * 1024
     hour = np.load(tmp_path / "Preproc/a/hour.wav.npy", mmap_mode="r")
     assert hour.shape == (96, 1 + 3600 * 44100 // 512)
     first = 59 * 60 * 44100 // 512  # a frame in the last minute, and the samples from there to the end
@@ -335,10 +346,7 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
 
 
 def test_start_loads_nothing_that_reading_and_transforming_do_not_need(sounds):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['preprocess_data.py']\n"
-            "import preprocess_data; preprocess_data.main(); print(*sys.modules)")
-    said = subprocess.run([sys.executable, "-c", code], cwd=sounds, capture_output=True, text=True, check=True).stdout
-    modules = set(said.splitlines()[-1].split())
+    modules = set(run_main(sounds, "print(*sys.modules)").splitlines()[-1].split())
     assert "scipy.fft" in modules
     assert not {"librosa", "numba", "sklearn", "keras", "scipy.signal", "joblib", "soxr", "distributed"} & modules
 
@@ -347,17 +355,17 @@ def test_start_loads_nothing_that_reading_and_transforming_do_not_need(sounds):
 def cluster(tmp_path):
     """The address of a Dask scheduler with two worker processes on this machine, and those processes."""
     pytest.importorskip("distributed")
-    script = [sys.executable, "-m", "distributed.cli.dask_scheduler"], [sys.executable, "-m", "distributed.cli.dask_worker"]
+    scheduler, worker = ([sys.executable, "-m", f"distributed.cli.dask_{kind}"] for kind in ("scheduler", "worker"))
     file = tmp_path / "scheduler.json"
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    processes = [subprocess.Popen([*script[0], "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+    processes = [subprocess.Popen([*scheduler, "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
                                    "--scheduler-file", file], **quiet)]
     for _ in range(100):
         if file.exists():
             break
         time.sleep(0.1)
     for _ in range(2):
-        processes.append(subprocess.Popen([*script[1], "--scheduler-file", file, "--no-nanny", "--nthreads", "1",
+        processes.append(subprocess.Popen([*worker, "--scheduler-file", file, "--no-nanny", "--nthreads", "1",
                                            "--no-dashboard"], **quiet))
     yield json.loads(file.read_text())["address"], processes
     for process in processes:
