@@ -32,7 +32,7 @@ BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
 np.empty(2**24, np.uint8)
-TEMPORARY = re.compile(r"/\.[0-9a-f]{12}\.npy$")  # what utils.whole_file leaves if the process is killed
+TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.(npy|json|csv)")  # what utils.whole_file leaves if the process is killed
 
 
 # ---------------------------------------------------------------- from samples to a spectrogram
@@ -174,8 +174,6 @@ def sound_to_spectrogram(name, folder, settings):
     return log_mel_spectrogram(convert(utils.read_blocks(Path(folder, name)), settings), settings)
 
 
-
-
 # ---------------------------------------------------------------- the command
 
 def rate_of_most(samples, names, n=1000):
@@ -302,9 +300,10 @@ def tidy(preproc, wanted):
     if former and not Path(preproc, SETTINGS_FILE).exists():
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
-    gone = sorted(set(former) - set(wanted))
-    strays = filter(TEMPORARY.search, utils.list_files(preproc)) if preproc.exists() else []
-    for path in (*(Path(preproc, name + ".npy") for name in gone), *(Path(preproc, name) for name in strays)):
+    gone = set(former) - set(wanted)
+    strays = (Path(folder, name) for folder, _, files in os.walk(preproc)
+              for name in filter(TEMPORARY.fullmatch, files))
+    for path in sorted({*(Path(preproc, name + ".npy") for name in gone), *strays}):
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # one that is not empty stays
             os.removedirs(path.parent)

@@ -77,7 +77,11 @@ def test_killed_at_20_random_moments_and_run_again_it_ends_with_the_bytes_of_an_
 def test_second_run_does_just_what_changed(sounds):
     run("preprocess_data.py", cwd=sounds)
     before = identities(sounds)
+    strays = [sounds / "Preproc/.0123456789ab.json", sounds / "Preproc/low/.0123456789ab.npy"]  # of a killed run
+    for path in strays:
+        path.touch()
     assert "30 kept" in run("preprocess_data.py", cwd=sounds).stdout and identities(sounds) == before
+    assert not any(path.exists() for path in strays)
     low, times = sounds / "Samples/low", os.stat(sounds / "Samples/low/00.wav")
     soundfile.write(low / "00.wav", noise(3000), SAMPLE_RATE)  # other size, same time
     os.utime(low / "00.wav", ns=(times.st_atime_ns, times.st_mtime_ns))
