@@ -28,6 +28,7 @@ from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectro
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
+MAX_RATE = 10**6  # Hz
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
@@ -115,7 +116,7 @@ def convert(blocks, settings):
         if settings.channels > 1:
             y = y[:, np.minimum(range(settings.channels), n_channels - 1)]
         elif n_channels > 1:
-            y = y @ np.full((n_channels, 1), 1 / n_channels, np.float32)  # 30 times as fast as y.mean(axis=1)
+            y = (sum(y.T) / np.float32(n_channels))[:, None]  # ten times as fast as y.mean(axis=1)
         if sample_rate != settings.sample_rate:
             import soxr
             resampler = resampler or soxr.ResampleStream(sample_rate, settings.sample_rate, settings.channels)
@@ -140,6 +141,8 @@ def log_mel_spectrogram(blocks, settings):
         n_frames = max(0, 1 + (rest.shape[1] - n_fft) // hop_length)
         if y is not None:
             n_frames -= n_frames % BLOCK  # the same blocks of frames however the sound was cut
+        elif not parts and not n_frames:  # no sample was left of a short sound when it was resampled
+            rest, n_frames = np.zeros((settings.channels, n_fft)), 1
         for start in range(0, n_frames, BLOCK):
             first, last = start * hop_length, (min(start + BLOCK, n_frames) - 1) * hop_length + n_fft
             parts.append(block_in_db(rest[:, first:last], settings))  # (channels, n_mels, up to BLOCK)
@@ -182,7 +185,7 @@ def rate_of_most(samples, names, n=1000):
     rates = Counter()
     for name in sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]:  # one sound more moves one at most
         with contextlib.suppress(soundfile.SoundFileError, OSError, ValueError):
-            rates[soundfile.info(Path(samples, name)).samplerate] += 1
+            rates[min(soundfile.info(Path(samples, name)).samplerate, MAX_RATE)] += 1
     if not rates:
         raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, "
                         f"such as {names[0]}")
@@ -191,13 +194,13 @@ def rate_of_most(samples, names, n=1000):
 
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc"))
-    count = utils.number(int, 1)
-    parser.add_argument("--sample-rate", type=utils.number(int, 100), metavar="HZ",
+    count = utils.number(int, 1, high=2**20)
+    parser.add_argument("--sample-rate", type=utils.number(int, 100, high=MAX_RATE + 1), metavar="HZ",
                         help="resample every sound to it (default: the rate that most files have)")
-    parser.add_argument("--channels", type=count, default=1,
+    parser.add_argument("--channels", type=utils.number(int, 1, high=1025), default=1,
                         help="1: the mean of all (the default); more: so many are kept, the last repeated if need be")
-    parser.add_argument("--n-mels", type=count, default=96, help="mel bands (default: 96)")
-    parser.add_argument("--n-fft", type=utils.number(int, 2),
+    parser.add_argument("--n-mels", type=count, help="mel bands (default: 96)")
+    parser.add_argument("--n-fft", type=utils.number(int, 2, high=2**20),
                         help="samples in a window (default: 2048 at 44.1 kHz, as long in time at other rates)")
     parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
     parser.add_argument("--augment", type=utils.number(int, 0), default=0, metavar="N",
@@ -212,8 +215,8 @@ def parse_args():
 def stamp(path, made):
     """The file time in ns that marks a spectrogram as made of the sound at `path`, as it is now, in the way `made`.
 
-    Its second is that of the sound; its fraction is a digest of the sound's size and time and of `made`. So one look
-    at a file tells whether it is up to date, and no list can be wrong after a crash.
+    Its second is that of the sound; its fraction is a digest, one in ten million, of the sound's size and time and of
+    `made`. So one look at a file tells whether it is up to date, and there is no list that a crash could make wrong.
     """
     status = os.stat(path)
     digest = hashlib.sha256(f"{FEATURES} {made} {status.st_size} {status.st_mtime_ns}".encode()).digest()
@@ -230,17 +233,16 @@ class Task(NamedTuple):
     seed: int
 
     def origin(self, name):
-        """The sound's path, and the number of the copy that is to be made of it: 0 for the sound itself."""
-        path = Path(self.samples, name)
-        copy = None if os.path.lexists(path) else re.search(r"_aug(\d+)\.[^./]*$", name)
-        return (Path(self.samples, utils.source_of(name)), int(copy[1])) if copy else (path, 0)
+        """The sound's name, and the number of the copy that is to be made of it: 0 for the sound itself."""
+        copy = None if os.path.lexists(self.samples / name) else re.search(r"_aug(\d+)\.[^./]*$", name)
+        return (utils.source_of(name), int(copy[1])) if copy else (name, 0)
 
     def target(self, name):
         return Path(self.preproc, name + ".npy")
 
     def stamp(self, name):
-        path, k = self.origin(name)
-        return stamp(path, f"{self.settings!r}" + (f" copy {k}, seed {self.seed}" if k else ""))
+        source, k = self.origin(name)
+        return stamp(self.samples / source, f"{self.settings!r}" + (f" copy {k}, seed {self.seed}" if k else ""))
 
     def is_done(self, name):
         with contextlib.suppress(OSError):
@@ -249,12 +251,12 @@ class Task(NamedTuple):
         return False
 
     def spectrogram(self, name):
-        path, k = self.origin(name)
+        source, k = self.origin(name)
         if k == 0:
             return sound_to_spectrogram(name, self.samples, self.settings)
         import augment_data
-        y, sample_rate = utils.decode_sound(path)
-        copy = augment_data.deform(y, sample_rate, augment_data.generator(self.seed, path.name, k))
+        y, sample_rate = utils.decode_sound(self.samples / source)
+        copy = augment_data.deform(y, sample_rate, augment_data.generator(self.seed, os.path.basename(source), k))
         return log_mel_spectrogram(convert([(copy, sample_rate)], self.settings), self.settings)
 
     def run(self, name):
@@ -263,17 +265,14 @@ class Task(NamedTuple):
         if len(os.fsencode(target.name)) > 255:
             raise UserError(f"{target}: expected a name of at most 251 bytes before .npy, found more")
         try:
-            with utils.reading(self.origin(name)[0]):
+            with utils.reading(self.samples / self.origin(name)[0]):
                 mark = self.stamp(name)  # before the sound is read: what changes meanwhile is seen by the next run
             spectrogram = self.spectrogram(name)
         except UserError:
             target.unlink(missing_ok=True)
             raise
-        try:
-            save_spectrogram(target, spectrogram, mark)
-        except FileNotFoundError:  # another run tidied it away: it does so once
-            save_spectrogram(target, spectrogram, mark)
-        return spectrogram.shape[-1] * self.settings.hop_length / self.settings.sample_rate
+        save_spectrogram(target, spectrogram, mark)
+        return (spectrogram.shape[-1] - 1) * self.settings.hop_length / self.settings.sample_rate
 
 
 def save_spectrogram(target, spectrogram, mark):
@@ -292,7 +291,7 @@ def former_settings(preproc):
 
 
 def tidy(preproc, wanted):
-    """Remove what killed runs left, the spectrograms of sounds that are gone, and folders left empty. Returns how many.
+    """Remove spectrograms that are not wanted, what killed runs left, and empty folders. Returns how many of the first.
 
     Raises UserError where it holds .npy files that no preprocessing wrote: they may be dear to someone.
     """
@@ -301,24 +300,73 @@ def tidy(preproc, wanted):
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
     gone = set(former) - set(wanted)
-    strays = (Path(folder, name) for folder, _, files in os.walk(preproc)
-              for name in filter(TEMPORARY.fullmatch, files))
-    for path in sorted({*(Path(preproc, name + ".npy") for name in gone), *strays}):
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # one that is not empty stays
-            os.removedirs(path.parent)
+    for name in gone:
+        Path(preproc, name + ".npy").unlink()
+    for folder, subfolders, files in os.walk(preproc, topdown=False):
+        for name in filter(TEMPORARY.fullmatch, files):
+            Path(folder, name).unlink()
+        for name in subfolders:
+            with contextlib.suppress(OSError):  # one that is not empty stays
+                os.rmdir(Path(folder, name))
     return len(gone)
+
+
+@contextlib.contextmanager
+def alone_in(preproc):
+    """Hold the folder for this run: another waits until this one has ended, in whatever way."""
+    preproc.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows knows no such lock
+        yield
+        return
+    folder = os.open(preproc, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{preproc}: another run is at work there; waiting for its end", flush=True)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def write_skipped(path, errors, samples):
     """A line a sound that was skipped: its name and the reason; no file where there was none."""
-    path.unlink(missing_ok=True)
     if errors:
         with utils.whole_file(path) as temporary, \
                 open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             lines = csv.writer(file)
             lines.writerow(["file", "reason"])
             lines.writerows([name, str(error).removeprefix(f"{samples / name}: ")] for name, error in errors.items())
+
+
+def make_spectrograms(task, names, args):
+    """Bring `task.preproc` up to date: it then holds the spectrograms of `names` and no others.
+
+    Returns a dict of those that were written and their seconds, one of the sounds that cannot be read and the
+    UserErrors, how many spectrograms were removed, and how many were up to date.
+    """
+    mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
+    n_removed = tidy(task.preproc, names)
+    former, new = former_settings(task.preproc), dataclasses.asdict(task.settings)
+    changed = bool(former) and former != new
+    if changed:
+        print(f"{task.preproc}: made with other settings, {former}; everything is made again")
+    to_do = [name for name in names if changed or not task.is_done(name)]
+    if to_do or former != new:
+        utils.save_json(mark, {"unfinished": new})
+    skipped.unlink(missing_ok=True)
+    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(task.samples, to_do),
+                            args.dask, args.strict)
+    errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
+    for class_name in list_classes(task.samples):  # an empty class is for training to name
+        Path(task.preproc, class_name).mkdir(exist_ok=True)
+    if done or len(to_do) < len(names):
+        utils.save_json(mark, new)
+    write_skipped(skipped, errors, task.samples)
+    return done, errors, n_removed, len(names) - len(to_do)
 
 
 def main():
@@ -328,39 +376,21 @@ def main():
     sounds, others = utils.find_sounds(args.samples)
     settings = default_settings(args.sample_rate or rate_of_most(args.samples, sounds),
                                 args.n_mels, args.n_fft, args.hop_length, args.channels)
-    task = Task(args.samples, args.preproc, settings, args.seed)
     copies = (utils.copy_name(name, k) for name in sounds if name == utils.source_of(name)
               for k in range(1, args.augment + 1))
-    names = sorted({*sounds, *copies})
     print(f"{args.samples}: {len(sounds)} sounds; {settings}")
-    n_removed = tidy(args.preproc, names)
-    former, new = former_settings(args.preproc), dataclasses.asdict(settings)
-    to_do = [name for name in names if not task.is_done(name)]
-    if former and former != new:
-        print(f"{args.preproc}: made with other settings, {former}; everything is made again")
-    if to_do or former != new:
-        utils.save_json(args.preproc / SETTINGS_FILE, {"unfinished": new})
     began = time.perf_counter()
-    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(args.samples, to_do),
-                            args.dask, args.strict)
-    took = time.perf_counter() - began
-    if former_settings(args.preproc) != new:
-        raise UserError(f"{args.preproc}: expected no run with other settings beside this one, found one; "
-                        "run the one that you want again")
-    write_skipped(args.preproc / "skipped.csv", errors, args.samples)
+    with alone_in(args.preproc):
+        done, errors, n_removed, n_kept = make_spectrograms(Task(args.samples, args.preproc, settings, args.seed),
+                                                            sorted({*sounds, *copies}), args)
     n_bad = name_skipped(errors)
-    if n_bad == len(names):
+    if not done and not n_kept:
         raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
-    for class_name in list_classes(args.samples):  # an empty class is for training to name
-        Path(args.preproc, class_name).mkdir(parents=True, exist_ok=True)
-    utils.save_json(args.preproc / SETTINGS_FILE, new)
+    seconds, took = sum(done.values()), time.perf_counter() - began
     if done:
-        seconds = sum(done.values())
         print(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
-    kinds = Counter(os.path.splitext(name)[1] or "no extension" for name in others)
-    print(f"{args.preproc}: {len(done)} spectrograms written, {len(names) - len(to_do)} kept, {n_removed} removed, "
-          f"{n_bad} sounds skipped; {len(others)} other files left alone"
-          + "".join(f", {n} {kind}" for kind, n in kinds.most_common(5)) + "\nNext: python train_network.py")
+    print(f"{args.preproc}: {len(done)} spectrograms written, {n_kept} kept, {n_removed} removed, "
+          f"{n_bad} sounds skipped; {len(others)} other files left alone\nNext: python train_network.py")
     return n_bad
 
 

@@ -199,7 +199,7 @@ def measure_hour():
     with soundfile.SoundFile("Long/a/hour.wav", "w", 44100, 1) as file:
         for _ in range(60):
             file.write(minute)
-    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py", "--samples", "Long"],
+    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py", "--samples", "Long", "--jobs", "1"],
                                stdout=subprocess.DEVNULL)
     usage = os.wait4(process.pid, 0)[2]
     median_of("an hour of sound: peak memory", "MB", [usage.ru_maxrss / 1024])

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from conftest import ROOT, SAMPLE_RATE, one_line, run, write_sounds
 import utils
 from preprocess_data import convert, default_settings, log_mel_spectrogram
 
+DRUMS = ROOT.parent / "shared/data/drums"
 PREPROCESS = [sys.executable, ROOT / "preprocess_data.py"]
 
 
@@ -38,8 +40,8 @@ def noise(n_samples, n_channels=1):
 
 
 def run_main(folder, then):
-    """What preprocessing in `folder` says, and a line of Python that its process runs after it."""
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['preprocess_data.py']\n"
+    """What preprocessing in `folder`, in one process, says, and a line of Python that this process runs after it."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['preprocess_data.py', '--jobs', '1']\n"
             f"import preprocess_data; preprocess_data.main(); {then}")
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
 
@@ -144,6 +146,35 @@ def test_interrupted_run_says_that_what_is_written_stays(tmp_path):
         shutil.rmtree(tmp_path / "Preproc")
 
 
+def test_runs_at_once_that_want_different_things_wait_for_one_another(tmp_path):
+    write_sounds(tmp_path, n=100)
+    runs = []
+    for flags in (["--augment", "1"], ["--hop-length", "64"], []):
+        runs.append(subprocess.Popen([*PREPROCESS, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+        time.sleep(0.8)
+    said = [process.communicate()[0] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0]
+    assert "600 spectrograms written" in said[0] and "another run is at work there" in said[2]
+    after = arrays(tmp_path)
+    shutil.rmtree(tmp_path / "Preproc")
+    run("preprocess_data.py", *(["--hop-length", 64] if "64" in after["settings.json"].decode() else []), cwd=tmp_path)
+    assert arrays(tmp_path) == after
+
+
+def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
+    write_sounds(tmp_path, n=2)
+    (tmp_path / "Samples/empty/deep").mkdir(parents=True)
+    (tmp_path / "out/Preproc").mkdir(parents=True)
+    (tmp_path / "out/Preproc/.0123456789ab.json").touch()
+    command = "preprocess_data.py", "--preproc", "out/Preproc"
+    run(*command, cwd=tmp_path)
+    assert (tmp_path / "out/Preproc/empty").is_dir()  # training names it
+    shutil.rmtree(tmp_path / "Samples/empty")
+    run(*command, cwd=tmp_path)
+    left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
+    assert left == ["high", "low", "middle", "settings.json"]
+
+
 def end_process(item):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -219,7 +250,7 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed_with_th
     middle = sounds / "Samples/middle"
     soundfile.write(middle / "short.wav", noise(1), SAMPLE_RATE)
     soundfile.write(middle / "silent.wav", np.zeros(4000), SAMPLE_RATE)
-    for name, value in (("nan", np.nan), ("inf", -np.inf)):
+    for name, value in (("nan", np.nan), ("inf", -np.inf), ("huge", 3e38)):
         y = noise(4000)
         y[1234] = value
         soundfile.write(middle / f"{name}.wav", y, SAMPLE_RATE, subtype="FLOAT")
@@ -232,12 +263,43 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed_with_th
     assert np.load(sounds / "Preproc/middle/short.wav.npy").shape == (96, 1)
     assert set(np.load(sounds / "Preproc/middle/silent.wav.npy").ravel()) == {-100}
     reasons = skipped(sounds)
-    expected = {"empty.mp3": "an empty file", "inf.wav": "NaN or infinity", "nan.wav": "NaN or infinity",
+    expected = {"empty.mp3": "an empty file", "huge.wav": "beyond 1e9", "inf.wav": "infinity", "nan.wav": "NaN",
                 "none.wav": "no samples", "text.flac": "what libsndfile cannot read"}
     assert sorted(reasons) == [f"middle/{name}" for name in expected]
     for name, reason in expected.items():
         assert reason in reasons[f"middle/{name}"] and f"skipped Samples/middle/{name}: " in result.stderr
     assert "32 spectrograms written" in result.stdout and "4 other files left alone" in result.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_pipes_are_no_sounds(sounds):
+    os.mkfifo(sounds / "Samples/low/pipe.wav")
+    assert "30 spectrograms written" in run("preprocess_data.py", cwd=sounds).stdout
+
+
+def test_bad_sound_is_named_once_with_all_its_copies(sounds):
+    (sounds / "Samples/low/bad.wav").write_text("no sound")
+    result = run("preprocess_data.py", "--augment", 2, cwd=sounds, status=1)
+    assert "1 sounds skipped" in result.stdout and list(skipped(sounds)) == ["low/bad.wav"]
+    assert skipped(sounds)["low/bad.wav"].startswith("expected a sound")
+
+
+def test_sound_of_which_resampling_leaves_nothing_has_a_silent_frame(sounds):
+    soundfile.write(sounds / "Samples/low/click.wav", noise(1), 192000)
+    run("preprocess_data.py", "--n-fft", 1025, cwd=sounds)
+    assert np.load(sounds / "Preproc/low/click.wav.npy").shape == (96, 1)
+
+
+@pytest.mark.skipif(not DRUMS.is_dir(), reason="the real recordings are not here")
+def test_folder_of_real_recordings_as_messy_as_a_user_s_is_read_whole(tmp_path):
+    (tmp_path / "Samples").symlink_to(DRUMS)
+    said = run("preprocess_data.py", cwd=tmp_path).stdout
+    assert "285 spectrograms written" in said and "0 sounds skipped" in said
+    for path in sorted(DRUMS.glob("*/*"))[::40]:
+        y = librosa.load(path, sr=44100, res_type="soxr_hq")[0]
+        mel = librosa.feature.melspectrogram(y=y, sr=44100, n_fft=2048, hop_length=512, n_mels=96)
+        found = np.load(tmp_path / "Preproc" / path.parent.name / f"{path.name}.npy")
+        np.testing.assert_allclose(found, librosa.power_to_db(mel), atol=1e-3)
 
 
 def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
@@ -251,11 +313,11 @@ def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
     ("take 1.m4a", b"\0\0\0\x20ftypM4A "), ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9"),
     ("lies.wav", b"\0\0\0\x20ftypM4A ")])
 def test_what_libsndfile_does_not_know_is_named_with_the_command_that_converts_it(sounds, name, head):
-    (sounds / "Samples/low" / name).write_bytes(head + bytes(100))
-    stem = name.split(".")[0]
-    quoted = [f"'Samples/low/{name}'", f"'Samples/low/{stem}.wav'"] if " " in name else [f"Samples/low/{name}", ""]
+    path = f"Samples/low/{name}"
+    (sounds / path).write_bytes(head + bytes(100))
     said = run("preprocess_data.py", cwd=sounds, status=1).stderr
-    assert f"convert it: ffmpeg -i {quoted[0]} {quoted[1]}" in said
+    command = said.splitlines()[0].split("convert it and remove it: ")[1]
+    assert shlex.split(command) == ["ffmpeg", "-i", path, path.rsplit(".", 1)[0] + ".converted.wav"]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak memory is read from /proc")
@@ -327,7 +389,7 @@ def test_progress_is_plain_lines_off_a_terminal(capsys):
     items = [f"Samples/class {k}/x.wav" for k in range(3)]
     assert list(utils.progress(iter([(0,), (2,), (1,)]), items, "Reading", seconds=0)) == [(0,), (2,), (1,)]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "Reading: 1 of 3" in lines[0] and "s left, Samples/class 0" in lines[0]
+    assert len(lines) == 3 and "Reading: 1 of 3" in lines[0] and "0 left, Samples/class 0" in lines[0]
     assert "Reading: 3 of 3" in lines[2] and "sounds/s" in lines[2]
 
 
@@ -368,7 +430,7 @@ def cluster(tmp_path):
         if file.exists():
             break
         time.sleep(0.1)
-    for _ in range(2):
+    for _ in range(2):  # workers
         processes.append(subprocess.Popen([*worker, "--scheduler-file", file, "--no-nanny", "--nthreads", "1",
                                            "--no-dashboard"], **quiet))
     yield json.loads(file.read_text())["address"], processes
@@ -383,6 +445,8 @@ def test_dask_cluster_that_loses_a_worker_ends_with_the_bytes_of_a_local_run(clu
     local = arrays(tmp_path)
     shutil.rmtree(tmp_path / "Preproc")
     address, processes = cluster
+    pids, _ = utils.for_each(lambda name: os.getpid(), ["a/1", "a/2"], "Asking", cluster=address)
+    assert os.getpid() not in pids.values()  # the workers do the work
     process = subprocess.Popen([*PREPROCESS, "--dask", address], cwd=tmp_path, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("Preproc/*/[!.]*.npy")):
