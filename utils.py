@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -134,12 +135,16 @@ def attempt_all(function, chunk):
     return [attempt(function, k, item) for k, item in chunk]
 
 
-def work(function, items, jobs, cluster):
+def work(function, items, jobs, cluster, size=16):
     """Yield (k, result, None) or (k, None, UserError) for item k, in the order in which they are done."""
+    numbered = list(enumerate(items))
+    # Some at a time, because to hand over a task costs a fifth of a millisecond.
+    chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
+    random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
     if cluster:
-        yield from work_on_cluster(function, list(enumerate(items)), cluster)
+        yield from work_on_cluster(partial(attempt_all, function), chunks, cluster)
     elif jobs == 1:
-        yield from itertools.starmap(partial(attempt, function), enumerate(items))
+        yield from itertools.starmap(partial(attempt, function), numbered)
     else:
         import warnings
 
@@ -148,19 +153,18 @@ def work(function, items, jobs, cluster):
         # Processes, because threads would wait for one another at the interpreter's lock.
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is for this process
-            results = joblib.Parallel(return_as="generator_unordered")(
-                joblib.delayed(attempt)(function, k, item) for k, item in enumerate(items))
+            results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
+                joblib.delayed(attempt_all)(function, chunk) for chunk in chunks)
             signal.signal(signal.SIGINT, handler)
-            yield from results
+            yield from itertools.chain.from_iterable(results)
 
 
-def work_on_cluster(function, items, address, size=16):
+def work_on_cluster(function, chunks, address):
     """The same on a Dask cluster. What a lost worker had to do, another does; one that comes later takes part."""
     client = connect(address)
     from distributed import CancelledError, KilledWorker, as_completed
     with contextlib.closing(client):
-        chunks = [items[start:start + size] for start in range(0, len(items), size)]
-        futures = client.map(partial(attempt_all, function), chunks, pure=False)
+        futures = client.map(function, chunks, pure=False)
         try:
             for _, results in as_completed(futures, with_results=True):
                 yield from results
