@@ -187,8 +187,7 @@ def rate_of_most(samples, names, n=1000):
         with contextlib.suppress(soundfile.SoundFileError, OSError, ValueError):
             rates[min(soundfile.info(Path(samples, name)).samplerate, MAX_RATE)] += 1
     if not rates:
-        raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, "
-                        f"such as {names[0]}")
+        raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, as {names[0]}")
     return max(rates, key=lambda rate: (rates[rate], rate))
 
 
@@ -199,7 +198,7 @@ def parse_args():
                         help="resample every sound to it (default: the rate that most files have)")
     parser.add_argument("--channels", type=utils.number(int, 1, high=1025), default=1,
                         help="1: the mean of all (the default); more: so many are kept, the last repeated if need be")
-    parser.add_argument("--n-mels", type=count, help="mel bands (default: 96)")
+    parser.add_argument("--n-mels", type=utils.number(int, 1, high=4097), help="mel bands (default: 96)")
     parser.add_argument("--n-fft", type=utils.number(int, 2, high=2**20),
                         help="samples in a window (default: 2048 at 44.1 kHz, as long in time at other rates)")
     parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
@@ -337,9 +336,8 @@ def write_skipped(path, errors, samples):
     if errors:
         with utils.whole_file(path) as temporary, \
                 open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            lines = csv.writer(file)
-            lines.writerow(["file", "reason"])
-            lines.writerows([name, str(error).removeprefix(f"{samples / name}: ")] for name, error in errors.items())
+            rows = ((name, str(error).removeprefix(f"{samples / name}: ")) for name, error in errors.items())
+            csv.writer(file).writerows([("file", "reason"), *rows])
 
 
 def make_spectrograms(task, names, args):
@@ -351,10 +349,10 @@ def make_spectrograms(task, names, args):
     mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
     n_removed = tidy(task.preproc, names)
     former, new = former_settings(task.preproc), dataclasses.asdict(task.settings)
-    changed = bool(former) and former != new
-    if changed:
-        print(f"{task.preproc}: made with other settings, {former}; everything is made again")
-    to_do = [name for name in names if changed or not task.is_done(name)]
+    to_do = [name for name in names if not task.is_done(name)]
+    if former and former != new:
+        changes = ", ".join(f"{key} {former.get(key)} -> {new[key]}" for key in new if former.get(key) != new[key])
+        print(f"{task.preproc}: settings changed ({changes}): {len(to_do)} spectrograms are made again")
     if to_do or former != new:
         utils.save_json(mark, {"unfinished": new})
     skipped.unlink(missing_ok=True)
@@ -371,7 +369,10 @@ def make_spectrograms(task, names, args):
 
 def main():
     args = parse_args()
+    if args.samples.resolve() == args.preproc.resolve():
+        raise UserError(f"--preproc {args.preproc}: expected another folder than --samples, found the same")
     if args.dask:  # its workers may run in other folders
+        utils.connect(args.dask).close()  # a wrong address is found before anything is changed
         args.samples, args.preproc = args.samples.resolve(), args.preproc.resolve()
     sounds, others = utils.find_sounds(args.samples)
     settings = default_settings(args.sample_rate or rate_of_most(args.samples, sounds),

@@ -135,10 +135,10 @@ def attempt_all(function, chunk):
     return [attempt(function, k, item) for k, item in chunk]
 
 
-def work(function, items, jobs, cluster, size=16):
+def work(function, items, jobs, cluster):
     """Yield (k, result, None) or (k, None, UserError) for item k, in the order in which they are done."""
-    numbered = list(enumerate(items))
-    # Some at a time, because to hand over a task costs a fifth of a millisecond.
+    numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
+    # Up to 16 at a time, for short sounds: to hand over a task costs a fifth of a millisecond.
     chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
     random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
     if cluster:
@@ -151,6 +151,7 @@ def work(function, items, jobs, cluster, size=16):
         import joblib
         warnings.filterwarnings("ignore", ".*still being processed")  # after Ctrl-C and --strict that is meant
         # Processes, because threads would wait for one another at the interpreter's lock.
+        jobs = min(jobs, len(chunks))
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is for this process
             results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
@@ -211,8 +212,8 @@ def connect(address):
         client = Client(address, timeout=10)
         client.wait_for_workers(1, timeout=10)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--dask {address}: expected the address of a scheduler, such as tcp://host:8786, "
-                        f"found {error}") from None
+        raise UserError(f"--dask {address}: expected the address of a scheduler that has workers, such as "
+                        f"tcp://host:8786, found: {error}") from None
     for module in ("utils.py", "preprocess_data.py", "augment_data.py"):
         client.upload_file(str(Path(__file__).with_name(module)))
     return client
@@ -272,7 +273,7 @@ def list_classes(root):
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def walk(folder, name, above=()):
+def walk(folder, name, above):
     """Yield the names of the files in `folder` and below; a link back to a folder above ends there."""
     here = os.path.realpath(folder)
     if here in above:
@@ -287,7 +288,9 @@ def walk(folder, name, above=()):
 
 def list_files(root):
     """Sorted names of all files in the class folders of `root` and below."""
-    return sorted(name for class_name in list_classes(root) for name in walk(Path(root, class_name), class_name))
+    here = Path(os.path.realpath(root))
+    above = *map(str, here.parents), str(here)
+    return sorted(name for class_name in list_classes(root) for name in walk(Path(root, class_name), class_name, above))
 
 
 def is_sound(name):
@@ -299,12 +302,11 @@ def is_sound(name):
 def find_sounds(samples):
     """Sorted names of the sounds in `samples` and of the other files there. Raises UserError for no sound."""
     files = list_files(samples)
-    sounds = list(filter(is_sound, files))
+    sounds, loose = list(filter(is_sound, files)), sorted(filter(is_sound, os.listdir(samples)))
     if not sounds:
-        loose = sum(is_sound(path) for path in Path(samples).iterdir())
         raise UserError(f"{samples}: expected sounds in one folder a class, found "
-                        + (f"{loose} in no class folder" if loose else f"none among {len(files)} files"))
-    return sounds, list(itertools.filterfalse(is_sound, files))
+                        + (f"{len(loose)} in no class folder" if loose else f"none among {len(files)} files"))
+    return sounds, loose + list(itertools.filterfalse(is_sound, files))
 
 
 # ---------------------------------------------------------------- sound files

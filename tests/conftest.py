@@ -1,4 +1,5 @@
 """What the tests share: small sets of sounds, and the scripts run as a user runs them."""
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import soundfile
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 8000  # Hz
+# A job in the background ignores Ctrl-C, and the scripts that tests start and interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(script, *args, cwd, status=0):

@@ -102,8 +102,8 @@ def test_second_run_does_just_what_changed(sounds):
 def test_changed_settings_make_everything_again_and_say_so_in_one_line(sounds):
     run("preprocess_data.py", cwd=sounds)
     lines = [line for line in run("preprocess_data.py", "--n-mels", 40, cwd=sounds).stdout.splitlines()
-             if "made with other settings" in line]
-    assert len(lines) == 1 and "'n_mels': 96" in lines[0]
+             if "settings changed" in line]
+    assert len(lines) == 1 and "(n_mels 96 -> 40): 30 spectrograms are made again" in lines[0]
     assert {np.load(path).shape[0] for path in (sounds / "Preproc").rglob("*.npy")} == {40}
 
 
@@ -236,6 +236,8 @@ def test_links_to_sounds_work_and_a_loop_of_links_ends(sounds, tmp_path_factory)
     (low / "folder").symlink_to(elsewhere)
     (sounds / "Samples/other").symlink_to(elsewhere)
     (low / "round").symlink_to(low)
+    (low / "round2").symlink_to(sounds / "Samples")
+    (low / "round3").symlink_to(sounds)
     (elsewhere / "up").symlink_to(elsewhere.parent)
     (low / "self.wav").symlink_to("self.wav")
     (low / "dangling.wav").symlink_to("nowhere.wav")
@@ -457,6 +459,14 @@ def test_dask_cluster_that_loses_a_worker_ends_with_the_bytes_of_a_local_run(clu
     assert arrays(tmp_path) == local
 
 
-def test_dask_address_that_nobody_answers_is_one_line(sounds):
+def test_dask_address_that_nobody_answers_is_one_line_and_changes_nothing(sounds):
     pytest.importorskip("distributed")
-    assert "--dask nonsense: expected the address" in one_line("preprocess_data.py", "--dask", "nonsense", cwd=sounds)
+    run("preprocess_data.py", cwd=sounds)
+    before = identities(sounds), arrays(sounds)
+    line = one_line("preprocess_data.py", "--dask", "nonsense", "--n-mels", 40, cwd=sounds)
+    assert "--dask nonsense: expected the address" in line and (identities(sounds), arrays(sounds)) == before
+
+
+def test_preproc_that_is_samples_is_refused(sounds):
+    line = one_line("preprocess_data.py", "--preproc", "Samples/../Samples", cwd=sounds)
+    assert "expected another folder than --samples" in line
