@@ -8,6 +8,7 @@ Leave out copies whose class depends on what was altered, such as pitch classes.
 """
 import hashlib
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def change_pitch(y, sample_rate, rng):
     from librosa.effects import pitch_shift
     n_fft, _ = window_and_hop(sample_rate)
     padded = np.pad(y, ((0, max(0, n_fft - len(y))), (0, 0)))  # the phase vocoder wants a window at least
-    return pitch_shift(padded.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T[:len(y)]
+    with warnings.catch_warnings(action="ignore"):  # librosa 1.0 has some on its own inner calls
+        return pitch_shift(padded.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T[:len(y)]
 
 
 def change_gain(y, sample_rate, rng):
