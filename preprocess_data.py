@@ -219,8 +219,7 @@ def stamp(path, made):
     """
     status = os.stat(path)
     digest = hashlib.sha256(f"{FEATURES} {made} {status.st_size} {status.st_mtime_ns}".encode()).digest()
-    fraction = int.from_bytes(digest[:8], "big") % 10**7  # of 100 ns, the steps of NTFS
-    return status.st_mtime_ns // 10**9 * 10**9 + fraction * 100
+    return status.st_mtime_ns // 10**9 * 10**9 + int.from_bytes(digest[:8], "big") % 10**7 * 100  # NTFS counts 100 ns
 
 
 class Task(NamedTuple):
@@ -294,12 +293,11 @@ def tidy(preproc, wanted):
 
     Raises UserError where it holds .npy files that no preprocessing wrote: they may be dear to someone.
     """
-    former = list_spectrograms(preproc) if preproc.exists() else []
+    former = list_spectrograms(preproc)
     if former and not Path(preproc, SETTINGS_FILE).exists():
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
-    gone = set(former) - set(wanted)
-    for name in gone:
+    for name in (gone := set(former) - set(wanted)):
         Path(preproc, name + ".npy").unlink()
     for folder, subfolders, files in os.walk(preproc, topdown=False):
         for name in filter(TEMPORARY.fullmatch, files):
@@ -358,6 +356,8 @@ def make_spectrograms(task, names, args):
     skipped.unlink(missing_ok=True)
     done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(task.samples, to_do),
                             args.dask, args.strict)
+    if args.dask:
+        tidy(task.preproc, names)  # a worker that was lost may have left a temporary file
     errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
     for class_name in list_classes(task.samples):  # an empty class is for training to name
         Path(task.preproc, class_name).mkdir(exist_ok=True)

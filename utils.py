@@ -137,22 +137,22 @@ def attempt_all(function, chunk):
 
 def work(function, items, jobs, cluster):
     """Yield (k, result, None) or (k, None, UserError) for item k, in the order in which they are done."""
+    if jobs == 1 and not cluster:
+        yield from itertools.starmap(partial(attempt, function), enumerate(items))
+        return
     numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
     # Up to 16 at a time, for short sounds: to hand over a task costs a fifth of a millisecond.
     chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
     random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
     if cluster:
         yield from work_on_cluster(partial(attempt_all, function), chunks, cluster)
-    elif jobs == 1:
-        yield from itertools.starmap(partial(attempt, function), numbered)
     else:
         import warnings
 
         import joblib
         warnings.filterwarnings("ignore", ".*still being processed")  # after Ctrl-C and --strict that is meant
         # Processes, because threads would wait for one another at the interpreter's lock.
-        jobs = min(jobs, len(chunks))
-        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        with joblib.parallel_config("loky", n_jobs=min(jobs, len(chunks)), inner_max_num_threads=1):
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is for this process
             results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
                 joblib.delayed(attempt_all)(function, chunk) for chunk in chunks)
