@@ -1,87 +1,256 @@
 """Write altered copies of sounds beside them, name_aug1.wav to name_augN.wav, for more to train on.
 
-Each copy gets a random choice of speed (with pitch), pitch, gain, noise and time shift. A copy depends on the
-seed, the sound's name and its number alone. Training keeps a sound and its copies on one side of the split.
-Leave out copies whose class depends on what was altered, such as pitch classes.
+Each copy gets one or more of speed_with_pitch, pitch, speed, dynamics, gain, noise, shift and polarity, and a line in
+augmentations.csv beside it that says how much. A copy depends on the seed, the sound's file name and its number alone.
+Training keeps a sound and its copies on one side of the split. A copy must still belong to its class:
+
+    classes that differ in effects (reverb, tremolo, distortion):  --only noise,shift,polarity
+    in pitch (notes, keys, high and low drums):                     --without pitch,speed_with_pitch
+    in loudness (soft and hard strokes):                            --without dynamics,gain
 
     python augment_data.py 3 Samples/*/*
 """
+import argparse
+import csv
 import hashlib
 import os
-import warnings
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import utils
-from preprocess_data import window_and_hop
+from utils import UserError
+
+LOG = "augmentations.csv"
+
+
+# ---------------------------------------------------------------- what a copy gets, drawn before anything is altered
+
+def between(low, high):
+    return lambda u: low + (high - low) * u  # u in [0, 1)
+
+
+def one_of(*values):
+    return lambda u: values[int(u * len(values))]
+
+
+# The presets of muda (McFee, Humphrey and Bello, "A software framework for musical data augmentation", ISMIR 2015),
+# made for SoX's compand: a radio's, and Dolby's.
+PRESETS = {  # seconds of attack, of release; dB that go in, dB that come out
+    "radio": (0.01, 1.0, (-90, -70, -60, 0), (-95, -75, -25, -5)),
+    "film standard": (0.1, 0.3, (-90, -70, -43, -31, -21, 0), (-90, -64, -37, -31, -21, -20)),
+    "film light": (0.1, 0.3, (-90, -70, -53, -41, -21, 0), (-90, -64, -47, -41, -21, -20)),
+    "music standard": (0.1, 0.3, (-90, -70, -55, -31, -21, 0), (-90, -58, -43, -31, -21, -20)),
+    "music light": (0.1, 0.3, (-90, -70, -65, -41, -21, 0), (-90, -58, -53, -41, -21, -11)),
+    "speech": (0.1, 0.3, (-90, -70, -50, -31, -21, 0), (-90, -55, -35, -31, -21, -20)),
+}
+FALL = {"white": 0, "pink": 0.5, "brown": 1}  # amplitude falls as this power of the frequency
+DEFORMATIONS = {
+    "speed_with_pitch": {"speed_with_pitch_ratio": between(0.9, 1.1)},
+    "pitch": {"pitch_semitones": between(-2, 2)},
+    "speed": {"speed_ratio": between(0.9, 1.1)},
+    "dynamics": {"compression": one_of(*PRESETS), "compression_share": between(0.5, 1)},
+    "gain": {"gain_db": between(-20, -1)},  # louder would meet full scale, be scaled back, and be the original again
+    "noise": {"noise": one_of(*FALL), "snr_db": between(15, 40)},
+    "shift": {"shift_share": between(-0.1, 0.1), "shift_fill": one_of("silence", "rotation")},
+    "polarity": {"polarity": one_of(-1)},
+}
+PARAMETERS = {parameter: value for parameters in DEFORMATIONS.values() for parameter, value in parameters.items()}
+STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])  # whose multiples, modulo 1, never come close
+
+
+def generator(seed, name, use):
+    """Random numbers for the sound whose file is called `name`, others for each use."""
+    return np.random.default_rng(list(hashlib.sha256(os.fsencode(f"{seed}/{name}/{use}")).digest()))
+
+
+def draw(seed, name, k, names):
+    """The parameters of copy k of a sound, units in their names: those of one or more of the deformations `names`.
+
+    A sound's copies go through the non-empty subsets of `names` in a random order of its own, and through the range of
+    each parameter from a random start in even steps. So all subsets and all values are equally likely for a copy, and
+    no two copies are the same: independent draws would meet within some hundred copies. Polarity alone has nothing to
+    draw: after the first round all of `names` take its place.
+    """
+    rng, n_subsets = generator(seed, name, "draw"), 2 ** len(names) - 1
+    u = dict(zip(PARAMETERS, (rng.random(len(STEPS)) + k * STEPS) % 1, strict=True))
+    cycle, place = divmod(k - 1, n_subsets)
+    choice = 1 + rng.permutation(n_subsets)[place]  # bit i: names[i]
+    drawn = [names[i] for i in range(len(names)) if choice >> i & 1]
+    if cycle and drawn == ["polarity"]:
+        drawn = names
+    return {parameter: value(float(u[parameter])) for name in drawn for parameter, value in DEFORMATIONS[name].items()}
+
 
 # ---------------------------------------------------------------- deformations: (n_samples, n_channels) -> likewise
 
-def change_speed(y, sample_rate, rng):
-    """Faster and higher or slower and lower, as a tape: 0.9 to 1.1 times its speed; of another length."""
-    import soxr
-    return soxr.resample(y, sample_rate * rng.uniform(0.9, 1.1), sample_rate)
+def stretch(y, sample_rate, speed):
+    """Play y at `speed` times its speed and keep its pitch. [shape=(round(n_samples / speed), n_channels)]
 
-
-def change_pitch(y, sample_rate, rng):
-    """Up to two semitones up or down."""
-    from librosa.effects import pitch_shift
-    n_fft, _ = window_and_hop(sample_rate)
-    padded = np.pad(y, ((0, max(0, n_fft - len(y))), (0, 0)))  # the phase vocoder wants a window at least
-    with warnings.catch_warnings(action="ignore"):  # librosa 1.0 has some on its own inner calls
-        return pitch_shift(padded.T, sr=sample_rate, n_steps=rng.uniform(-2, 2), n_fft=n_fft).T[:len(y)]
-
-
-def change_gain(y, sample_rate, rng):
-    """Up to 10 dB louder or softer."""
-    return y * 10 ** (rng.uniform(-10, 10) / 20)
-
-
-def add_noise(y, sample_rate, rng):
-    """White noise, 15 to 40 dB below the sound."""
-    level = np.sqrt(np.mean(y**2)) * 10 ** (-rng.uniform(15, 40) / 20)
-    return y + rng.normal(0, 1, y.shape) * level
-
-
-def shift_time(y, sample_rate, rng):
-    """Later or sooner by up to a tenth of its length, silence in the gap."""
-    late, soon = np.maximum(0, round(len(y) * rng.uniform(-0.1, 0.1)) * np.array([1, -1]))
-    return np.pad(y, ((late, soon), (0, 0)))[soon:soon + len(y)]
-
-
-DEFORMATIONS = change_speed, change_pitch, change_gain, add_noise, shift_time
-
-
-def deform(y, sample_rate, rng):
-    """A copy of a sound with one or more deformations, every non-empty choice of them equally likely.
-
-    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape, within full scale.
+    Signalsmith Stretch: its cheaper preset keeps chords as well as its other one, and clicks sharp, in half the time.
     """
-    choice = rng.integers(1, 2 ** len(DEFORMATIONS))
-    copy = y
-    for k, deformation in enumerate(DEFORMATIONS):
-        if choice >> k & 1:
-            copy = deformation(copy, sample_rate, rng)
-    copy = np.pad(copy, ((0, max(0, len(y) - len(copy))), (0, 0)))[:len(y)]
-    return (copy / max(1, np.abs(copy).max())).astype(np.float32)
+    from python_stretch import Signalsmith
+    stretcher = Signalsmith.Stretch(0)  # the seed of its random phases
+    stretcher.preset(y.shape[1], sample_rate, cheaper=True)
+    stretcher.timeFactor = speed
+    margin = stretcher.blockSamples() // 2  # else the first and last half block are too soft
+    padded = np.pad(y, ((margin, margin), (0, 0)))
+    start = round(margin / speed)
+    return stretcher.process(np.ascontiguousarray(padded.T)).T[start:start + round(len(y) / speed)]
 
 
-def generator(seed, name, k):
-    """The random numbers of copy k of the sound whose file is called `name`."""
-    return np.random.default_rng(list(hashlib.sha256(os.fsencode(f"{seed}/{name}/{k}")).digest()))
+def warp(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, speed_ratio=1):
+    """Change speed and pitch together, as a tape does, and each alone: one stretch and one resampling do all three.
+
+    Pitch alone is a stretch to that many times the length, played that many times as fast: on low tones it is exact
+    where the stretcher's own pitch shift is up to 29 cents off. Returns y cut or padded with silence to its length.
+    """
+    pitch = 2 ** (pitch_semitones / 12)
+    copy = stretch(y, sample_rate, speed_ratio / pitch) if speed_ratio != pitch else y
+    if pitch * speed_with_pitch_ratio != 1:
+        import soxr
+        copy = soxr.resample(copy, sample_rate * pitch * speed_with_pitch_ratio, sample_rate)
+    return np.pad(copy[:len(y)], ((0, max(0, len(y) - len(copy))), (0, 0)))
+
+
+def compress(y, sample_rate, preset, share=1):
+    """Compress the dynamic range by the static curve of a preset, or by a share of it, all channels alike.
+
+    The level is that of the peaks of each millisecond, in dB: it falls as the release lets it, is smoothed over the
+    attack, and is looked up that much ahead (the Dolby presets' own delay), lest a boost of the silence before a hit
+    meets the hit.
+    """
+    from scipy.signal import lfilter
+    attack, release, level_in, level_out = PRESETS[preset]
+    step = max(1, round(sample_rate / 1000))  # samples
+    loudest = np.pad(np.abs(y).max(axis=1), (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
+    level = 20 * np.log10(np.maximum(loudest, 1e-5))  # dB
+    fall = np.arange(len(level)) * step / sample_rate / release * 20 * np.log10(np.e)  # dB, since the start
+    level = np.maximum.accumulate(level + fall) - fall
+    decay = np.exp(-step / sample_rate / attack)
+    level, _ = lfilter([1 - decay], [1, -decay], level, zi=[decay * level[0]])
+    gain = share * np.interp(level, level_in, np.subtract(level_out, level_in))  # dB
+    ahead = attack * sample_rate / step
+    when = np.arange(len(y), dtype=np.float32) / step + ahead
+    return y * (10 ** (np.interp(when, np.arange(len(gain)), gain) / 20)).astype(np.float32)[:, None]
+
+
+def shift(y, share, fill):
+    """Move y later, or sooner, by a share of its length, at least a sample, and fill with silence or what fell off."""
+    n = int(np.copysign(np.ceil(abs(share) * len(y)), share))
+    copy = np.roll(y, n, axis=0)
+    if fill == "silence":
+        copy[slice(n) if n > 0 else slice(n, None)] = 0
+    return copy
+
+
+def noise_like(y, sample_rate, color, rng):
+    """Noise of y's shape, root mean square 1: white, or from 20 Hz on 3 (pink) or 6 dB (brown) softer each octave."""
+    import scipy.fft
+    n = scipy.fft.next_fast_len(len(y), real=True)
+    noise = rng.standard_normal((n, y.shape[1]), dtype=np.float32)
+    if FALL[color]:
+        spectrum = scipy.fft.rfft(noise, axis=0)  # (1 + n // 2, n_channels)
+        hertz = np.maximum(20, scipy.fft.rfftfreq(n, 1 / sample_rate))
+        noise = scipy.fft.irfft(spectrum * (hertz ** -FALL[color]).astype(np.float32)[:, None], n, axis=0)
+    return noise[:len(y)] / np.float32(rms(noise[:len(y)]))
+
+
+def rms(y):
+    return np.sqrt(np.mean(np.square(y), dtype=float))
+
+
+def deform(y, sample_rate, parameters, rng):
+    """Alter a sound by the parameters that `draw` gave, noise last: the ratio to it is the copy's.
+
+    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape.
+    """
+    p = parameters
+    copy = warp(y, sample_rate, p.get("speed_with_pitch_ratio", 1), p.get("pitch_semitones", 0),
+                p.get("speed_ratio", 1))
+    if "compression" in p:
+        copy = compress(copy, sample_rate, p["compression"], p["compression_share"])
+    if "shift_share" in p:
+        copy = shift(copy, p["shift_share"], p["shift_fill"])
+    copy = copy * np.float32(p.get("polarity", 1) * 10 ** (p.get("gain_db", 0) / 20))
+    if "noise" in p:
+        copy += noise_like(copy, sample_rate, p["noise"], rng) * np.float32(10 ** (-p["snr_db"] / 20) * rms(copy))
+    return copy
+
+
+def make_copy(y, sample_rate, name, k, seed=0, names=tuple(DEFORMATIONS)):
+    """Copy k of the sound in the file called `name`, by one or more of the deformations `names`.
+
+    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape within full scale, and
+    its parameters, with the scale that this took. Raises UserError where it would be the sound itself.
+    """
+    parameters = draw(seed, name, k, names)
+    copy = deform(y, sample_rate, parameters, generator(seed, name, f"{k} noise"))
+    scale = 1 / max(1, np.abs(copy).max())
+    copy *= scale
+    if np.array_equal(copy, y):
+        raise UserError(f"{name}: expected a sound of which a copy can differ, found "
+                        + (f"one of {len(y)} samples" if y.any() else "silence"))
+    return copy, {**parameters, "scale": float(scale)}
 
 
 # ---------------------------------------------------------------- the command
 
+def subset(text):
+    """The argparse type of names of deformations, in their own order."""
+    found = text.split(",")
+    if unknown := [name for name in found if name not in DEFORMATIONS]:
+        raise argparse.ArgumentTypeError(f"expected names out of {','.join(DEFORMATIONS)}, found {unknown[0]!r}")
+    return tuple(name for name in DEFORMATIONS if name in found)
+
+
+def add_choice(parser):
+    """The flags that choose deformations, for this script and for preprocessing."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--only", type=subset, metavar="NAMES", help="alter copies by these alone, such as pitch,noise")
+    group.add_argument("--without", type=subset, metavar="NAMES", default=(), help="by all but these")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
+
+
+def chosen(args, n):
+    """The deformations that the flags leave, for n copies of a sound. Raises UserError."""
+    names = args.only or tuple(name for name in DEFORMATIONS if name not in args.without)
+    if not names:
+        raise UserError("--without: expected to leave a deformation, found none left")
+    if names == ("polarity",) and n > 1:
+        raise UserError(f"--only polarity: expected one copy, as all would be the same, found N = {n}")
+    return names
+
+
 def parse_args():
     parser = utils.Parser(__doc__)
     parser.add_argument("n", type=utils.number(int, 1), metavar="N", help="copies of each sound")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sounds, such as Samples/*/*")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="sounds, such as Samples/*/*; - reads their names, "
+                        "one a line, from standard input (or ended by NUL, as find -print0 does)")
+    add_choice(parser)
+    parser.add_argument("--overwrite", action="store_true", help="make copies again that are there")
     parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core, if worth it)")
     return parser.parse_args()
+
+
+def read_names(arguments):
+    """The paths that are named, each once, those of standard input in the place of "-"; and how many are not sources.
+
+    Not sources: copies and their list, which a pattern of the shell catches too.
+    """
+    names = []
+    for argument in arguments:
+        if argument == "-":
+            text = os.fsdecode(sys.stdin.buffer.read())
+            names += filter(None, text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n"))
+        else:
+            names.append(argument)
+    paths = list(dict.fromkeys(map(Path, names)))
+    sources = [path for path in paths if utils.source_of(path.name) == path.name != LOG]
+    return sources, len(paths) - len(sources)
 
 
 def write_sound(path, y, info):
@@ -96,35 +265,83 @@ def write_sound(path, y, info):
             for start in range(0, len(y), info.samplerate):
                 file.write(y[start:start + info.samplerate])
     except (soundfile.SoundFileError, ValueError) as error:
-        raise utils.UserError(f"{info.name}: expected a format that can be written, "
-                              f"found {info.subtype_info}: {error}") from None
+        raise UserError(f"{info.name}: expected a format that can be written, "
+                        f"found {info.subtype_info}: {error}") from None
 
 
-def write_copies(path, n, seed):
-    """Write the copies of one sound that are not there yet, in its own format. Returns how many. Raises UserError."""
+def targets(path, n, overwrite):
+    """The copies of a sound that are to be written, by number."""
+    copies = {k: path.with_name(utils.copy_name(path.name, k)) for k in range(1, n + 1)}
+    return {k: copy for k, copy in copies.items() if overwrite or not os.path.lexists(copy)}
+
+
+def write_copies(path, n, seed, names, overwrite):
+    """Write the copies of one sound that are not there, in its own format. Returns how many. Raises UserError."""
     import soundfile
     y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
     info = soundfile.info(path)
-    targets = {k: path.with_name(utils.copy_name(path.name, k)) for k in range(1, n + 1)}
-    missing = {k: target for k, target in targets.items() if not target.exists()}
-    for k, target in missing.items():
+    copies = targets(path, n, overwrite)
+    for k, target in copies.items():
+        copy, parameters = make_copy(y, sample_rate, path.name, k, seed, names)
         with utils.whole_file(target) as temporary:
-            write_sound(temporary, deform(y, sample_rate, generator(seed, path.name, k)), info)
-    return len(missing)
+            write_sound(temporary, copy, info)
+            note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
+    return len(copies)
+
+
+# ---------------------------------------------------------------- augmentations.csv
+
+COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]
+
+
+def note(path, k, row):
+    """Add the line of a copy. Raises UserError where the file is another's."""
+    log = path.with_name(LOG)
+    with utils.alone_in(path.parent), open(log, "a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.seek(0)
+        header = file.readline()
+        file.seek(0, os.SEEK_END)
+        if not header:
+            csv.writer(file).writerow(COLUMNS)
+        elif header.split() != [",".join(COLUMNS)]:
+            raise UserError(f"{log}: expected the columns {','.join(COLUMNS)}, found others: move it away")
+        csv.DictWriter(file, COLUMNS).writerow({"file": path.name, "copy": k, **row})
+
+
+def tidy(log):
+    """Sort the lines by file and copy and keep the last of each, and remove what killed runs left an hour ago."""
+    options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with utils.alone_in(log.parent):
+        for path in log.parent.glob(".*"):  # what is younger may be a file that another run is at
+            if utils.TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+        with open(log, **options) as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
+        if rows[:1] == [COLUMNS]:  # else it is another's
+            last = {(row[0], len(row[1]), row[1]): row for row in rows[1:]}
+            with utils.whole_file(log) as temporary, open(temporary, "w", **options) as file:
+                csv.writer(file).writerows([COLUMNS, *(last[key] for key in sorted(last))])
 
 
 def main():
     args = parse_args()
-    files = list(dict.fromkeys(args.files))
-    sources = [path for path in files if utils.source_of(path.name) == path.name]
-    if len(sources) < len(files):
-        print(f"{len(files) - len(sources)} files are copies themselves: passed over")
-    if not any(path.is_file() for path in files):
-        raise utils.UserError(f"{files[0]}: expected sound files, found none")
-    written, errors = utils.for_each(partial(write_copies, n=args.n, seed=args.seed), sources, "Augmenting",
-                                     args.jobs or utils.jobs_for(".", sources))
+    names = chosen(args, args.n)
+    sources, n_passed = read_names(args.files)
+    if not n_passed and not any(map(os.path.isfile, sources)):
+        raise UserError(f"{args.files[0]}: expected sound files, found none")
+    if n_passed:
+        print(f"{n_passed} files are copies themselves, or their list: passed over")
+    to_do = {path: missing for path in sources if (missing := targets(path, args.n, args.overwrite))}
+    function = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
+    jobs = args.jobs or utils.jobs_for(".", [target for missing in to_do.values() for target in missing.values()])
+    try:
+        written, errors = utils.for_each(function, list(to_do), "Augmenting", jobs)
+    finally:
+        for folder in {path.parent for path in to_do}:
+            if (folder / LOG).exists():
+                tidy(folder / LOG)
     n_written, n_bad = sum(written.values()), utils.name_skipped(errors)
-    print(f"{n_written} copies written, {len(written) * args.n - n_written} were there already, "
+    print(f"{n_written} copies written, {(len(sources) - n_bad) * args.n - n_written} were there already, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")
     return n_bad
 

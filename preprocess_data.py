@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import augment_data
 import utils
 from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, name_skipped
 
@@ -33,7 +34,6 @@ BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
 np.empty(2**24, np.uint8)
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.(npy|json|csv)")  # what utils.whole_file leaves if the process is killed
 
 
 # ---------------------------------------------------------------- from samples to a spectrogram
@@ -204,7 +204,7 @@ def parse_args():
     parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
     parser.add_argument("--augment", type=utils.number(int, 0), default=0, metavar="N",
                         help="also N altered copies of each sound, those of augment_data.py, with no sound written")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the copies (default: 0)")
+    augment_data.add_choice(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
     parser.add_argument("--jobs", type=count, help="processes (default: one a core, if worth it)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
@@ -228,7 +228,8 @@ class Task(NamedTuple):
     samples: Path
     preproc: Path
     settings: FeatureSettings
-    seed: int
+    seed: int = 0  # of the copies
+    deformations: tuple = ()
 
     def origin(self, name):
         """The sound's name, and the number of the copy that is to be made of it: 0 for the sound itself."""
@@ -240,7 +241,8 @@ class Task(NamedTuple):
 
     def stamp(self, name):
         source, k = self.origin(name)
-        return stamp(self.samples / source, f"{self.settings!r}" + (f" copy {k}, seed {self.seed}" if k else ""))
+        copy = f" copy {k}, seed {self.seed}, {self.deformations}" if k else ""
+        return stamp(self.samples / source, f"{self.settings!r}{copy}")
 
     def is_done(self, name):
         with contextlib.suppress(OSError):
@@ -252,9 +254,8 @@ class Task(NamedTuple):
         source, k = self.origin(name)
         if k == 0:
             return sound_to_spectrogram(name, self.samples, self.settings)
-        import augment_data
         y, sample_rate = utils.decode_sound(self.samples / source)
-        copy = augment_data.deform(y, sample_rate, augment_data.generator(self.seed, os.path.basename(source), k))
+        copy, _ = augment_data.make_copy(y, sample_rate, os.path.basename(source), k, self.seed, self.deformations)
         return log_mel_spectrogram(convert([(copy, sample_rate)], self.settings), self.settings)
 
     def run(self, name):
@@ -300,33 +301,12 @@ def tidy(preproc, wanted):
     for name in (gone := set(former) - set(wanted)):
         Path(preproc, name + ".npy").unlink()
     for folder, subfolders, files in os.walk(preproc, topdown=False):
-        for name in filter(TEMPORARY.fullmatch, files):
+        for name in filter(utils.TEMPORARY.fullmatch, files):
             Path(folder, name).unlink()
         for name in subfolders:
             with contextlib.suppress(OSError):  # one that is not empty stays
                 os.rmdir(Path(folder, name))
     return len(gone)
-
-
-@contextlib.contextmanager
-def alone_in(preproc):
-    """Hold the folder for this run: another waits until this one has ended, in whatever way."""
-    preproc.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows knows no such lock
-        yield
-        return
-    folder = os.open(preproc, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{preproc}: another run is at work there; waiting for its end", flush=True)
-        fcntl.flock(folder, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(folder)
 
 
 def write_skipped(path, errors, samples):
@@ -369,6 +349,7 @@ def make_spectrograms(task, names, args):
 
 def main():
     args = parse_args()
+    deformations = augment_data.chosen(args, args.augment)
     if args.samples.resolve() == args.preproc.resolve():
         raise UserError(f"--preproc {args.preproc}: expected another folder than --samples, found the same")
     if args.dask:  # its workers may run in other folders
@@ -381,9 +362,10 @@ def main():
               for k in range(1, args.augment + 1))
     print(f"{args.samples}: {len(sounds)} sounds; {settings}")
     began = time.perf_counter()
-    with alone_in(args.preproc):
-        done, errors, n_removed, n_kept = make_spectrograms(Task(args.samples, args.preproc, settings, args.seed),
-                                                            sorted({*sounds, *copies}), args)
+    args.preproc.mkdir(parents=True, exist_ok=True)
+    with utils.alone_in(args.preproc, f"{args.preproc}: another run is at work there; waiting for its end"):
+        task = Task(args.samples, args.preproc, settings, args.seed, deformations)
+        done, errors, n_removed, n_kept = make_spectrograms(task, sorted({*sounds, *copies}), args)
     n_bad = name_skipped(errors)
     if not done and not n_kept:
         raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")

@@ -5,7 +5,6 @@ A sound's name, everywhere in this project, is its path below Samples/, "kick/de
 """
 import argparse
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ import signal
 import sys
 import time
 import uuid
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does no
 SETTINGS_FILE = "settings.json"
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
+TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.\w+")  # what whole_file leaves if the process is killed
 COPY = re.compile(r"(_aug\d+)+(?=\.[^./]*$)")  # what augment_data.py puts before the extension
 
 
@@ -214,7 +214,7 @@ def connect(address):
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--dask {address}: expected the address of a scheduler that has workers, such as "
                         f"tcp://host:8786, found: {error}") from None
-    for module in ("utils.py", "preprocess_data.py", "augment_data.py"):
+    for module in ("utils.py", "augment_data.py", "preprocess_data.py"):  # in the order of their imports
         client.upload_file(str(Path(__file__).with_name(module)))
     return client
 
@@ -241,6 +241,27 @@ def whole_file(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder, waiting=None):
+    """Hold a folder: another process that wants it waits until this one leaves it or ends, and prints `waiting`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows knows no such lock
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                print(waiting, flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def save_json(path, value):
@@ -372,29 +393,3 @@ def list_spectrograms(preproc):
     """Sorted names of the sounds whose spectrograms are in `preproc`."""
     names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
     return list(filter(is_sound, names))
-
-
-@lru_cache(maxsize=4096)
-def parse_header(head):
-    """The shape, order, type and offset of an array from the first bytes of its .npy file: half the time of loading."""
-    file = io.BytesIO(head)
-    np.lib.format.read_magic(file)
-    return *np.lib.format.read_array_header_1_0(file), file.tell()
-
-
-def load_spectrogram(name, folder, settings):
-    """The spectrogram of one sound from `folder`. Raises UserError for a file that is not one."""
-    path = f"{folder}/{name}.npy"
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-        shape, by_columns, dtype, offset = parse_header(data[:128])
-        array = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if by_columns else "C")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
-    expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
-    right = array.dtype == np.float32 and array.shape[:-1] == expected and array.size
-    if not right or not np.isfinite(array).all():
-        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
-                        f"{array.shape}{' with NaN' if right else ''}; remove it and preprocess again")
-    return array

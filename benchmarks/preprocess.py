@@ -21,6 +21,7 @@ import soundfile
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import preprocess_data  # noqa: E402
+import train_network  # noqa: E402
 import utils  # noqa: E402
 
 ROUNDS = 5
@@ -86,7 +87,7 @@ def computing(out):
 
 
 def loading(out):
-    return lambda path: utils.load_spectrogram(f"{path.parent.name}/{path.name}", "Preproc", SETTINGS)
+    return lambda path: train_network.load_spectrogram(f"{path.parent.name}/{path.name}", "Preproc", SETTINGS)
 
 
 WAYS = {"loop, librosa": loop_librosa, "loop, ours": loop_ours,

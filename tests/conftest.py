@@ -10,6 +10,8 @@ import soundfile
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 8000  # Hz
+DATA = ROOT.parent / "shared/data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings are not here")
 # A job in the background ignores Ctrl-C, and the scripts that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

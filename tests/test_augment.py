@@ -1,10 +1,47 @@
-"""Copies are honest: repeatable, all different, and the original untouched."""
+"""Copies are what a musician would accept: exact, repeatable, all different, and the original untouched."""
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, run, tone
+from conftest import DATA, ROOT, SAMPLE_RATE, needs_data, one_line, run, tone
 
-from augment_data import DEFORMATIONS, deform
+import augment_data
+from augment_data import DEFORMATIONS, PRESETS, compress, draw, make_copy, noise_like, rms, stretch, warp
+
+RATE = 44100  # Hz, where musicians work
+ALL = tuple(DEFORMATIONS)
+sys.path.insert(0, str(ROOT / "examples"))
+
+
+def sine(hertz, seconds=2.0, rate=RATE, level=0.5):
+    return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)[:, None]
+
+
+def peak_frequency(y, near, rate=RATE):
+    """The frequency in Hz of the strongest partial within a third of an octave of `near`."""
+    n = 2**20
+    spectrum = np.abs(np.fft.rfft(y[:, 0] * np.hanning(len(y)), n))
+    low, high = int(near * 0.89 * n / rate), int(near * 1.12 * n / rate)
+    k = low + np.argmax(spectrum[low:high])
+    before, here, after = np.log(spectrum[k - 1:k + 2])
+    return (k + (before - after) / 2 / (before - 2 * here + after)) * rate / n
+
+
+def cents(found, expected):
+    return 1200 * np.log2(found / expected)
+
+
+def rows_of(folder):
+    with open(folder / augment_data.LOG, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -13,39 +50,212 @@ def y():
     return np.stack([tone(rng, 300), tone(rng, 500)], axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize("deformation", DEFORMATIONS, ids=lambda function: function.__name__)
-def test_deformation_changes_the_sound_and_not_its_input(deformation, y):
+# ---------------------------------------------------------------- speed and pitch
+
+@pytest.mark.parametrize("hertz", [80, 110, 196, 440, 987.8, 2000, 4000])
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_pitch_hits_the_drawn_interval_within_5_cents(hertz, rate):
+    if hertz * 1.13 > rate / 2:
+        pytest.skip("above half the sample rate")
+    for k in range(1, 7):
+        copy, parameters = make_copy(sine(hertz, 1.5, rate), rate, "a.wav", k, names=("pitch",))
+        expected = hertz * 2 ** (parameters["pitch_semitones"] / 12)
+        assert abs(cents(peak_frequency(copy[rate // 4:-rate // 4], expected, rate), expected)) < 5
+
+
+@pytest.mark.parametrize("hertz", [80, 440, 4000])
+@pytest.mark.parametrize("speed", [0.9, 0.97, 1.1])
+def test_speed_alone_keeps_pitch_and_level(hertz, speed):
+    copy = warp(sine(hertz), RATE, speed_ratio=speed)[RATE // 4:int(1.5 * RATE)]
+    assert abs(cents(peak_frequency(copy, hertz), hertz)) < 5
+    assert abs(20 * np.log10(rms(copy) / (0.5 / np.sqrt(2)))) < 0.2
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("speed", [0.9, 0.97, 1.1])
+def test_speed_alone_hits_the_drawn_length(speed, rate):
+    """Also between two clicks, which stay sharp: a phase vocoder without care smears them over 40 ms."""
+    y = np.zeros((2 * rate, 1), np.float32)
+    y[[rate // 5, rate * 9 // 5]] = 1
+    copy = stretch(y, rate, speed)
+    assert len(copy) == round(len(y) / speed)
+    first, second = (np.argmax(np.abs(copy[:rate])), rate + np.argmax(np.abs(copy[rate:])))
+    assert abs((second - first) / (1.6 * rate / speed) - 1) < 0.005
+    assert rms(copy[first - rate // 200:first + rate // 200]) ** 2 * (rate // 100) > 0.9 * rms(copy[:rate]) ** 2 * rate
+
+
+@pytest.mark.parametrize("ratio", [0.9, 1.04, 1.1])
+def test_speed_with_pitch_moves_both(ratio):
+    copy = warp(sine(440, 1.0), RATE, speed_with_pitch_ratio=ratio)
+    assert abs(cents(peak_frequency(copy[:int(0.9 * RATE)], 440 * ratio), 440 * ratio)) < 1
+    assert len(copy) == RATE and (ratio < 1 or not copy[int(RATE / ratio) + 100:].any())
+
+
+@pytest.mark.parametrize("hertz", [3000, 10000, 19900, 21500])
+@pytest.mark.parametrize("ratio", [0.9, 1.1])
+def test_resampling_leaves_no_alias_above_60_db_below_the_tone(hertz, ratio):
+    """What the linear interpolation of 2017 mirrors back into hearing."""
+    y = sine(hertz, 1.0) * np.hanning(RATE)[:, None].astype(np.float32)  # no clicks at its ends
+    copy = warp(y, RATE, speed_with_pitch_ratio=ratio)
+    power = np.abs(np.fft.rfft(copy[:, 0] * np.blackman(len(copy)))) ** 2
+    place = int(hertz * ratio)
+    alias = np.concatenate([power[:max(0, place - 60)], power[place + 60:]]).sum()
+    reference = (np.abs(np.fft.rfft(y[:, 0] * np.blackman(len(y)))) ** 2).sum()
+    assert 10 * np.log10(alias / reference) < -60
+
+
+@pytest.mark.parametrize("string, fret", [(0, 0), (2, 7), (5, 12)])
+def test_plucked_strings_hit_the_interval_and_keep_their_level(string, fret):
+    import guitar_effects
+    note = guitar_effects.pluck(6, 1, string, fret, np.random.default_rng(0)).astype(np.float32)[:, None] / 4
+    hertz = peak_frequency(note, 440 * 2 ** ((guitar_effects.OPEN_STRINGS[string] + fret - 69) / 12))
+    for k in range(1, 4):
+        copy, parameters = make_copy(note, RATE, "a.wav", k, names=("pitch", "speed"))
+        expected = hertz * 2 ** (parameters.get("pitch_semitones", 0) / 12)
+        assert abs(cents(peak_frequency(copy, expected), expected)) < 5
+        assert abs(20 * np.log10(rms(copy) / rms(note))) < 1
+
+
+@needs_data
+def test_recorded_bells_and_toms_hit_the_interval():
+    """Real notes: the strongest partial of the drums that ring."""
+    n = 0
+    for path in sorted([*DATA.glob("drums/cowbell/*"), *DATA.glob("drums/*tom*/*")])[::2]:
+        y, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        spectrum = np.abs(np.fft.rfft(y[:, 0] * np.hanning(len(y)), 2**20))
+        hertz = peak_frequency(y, np.argmax(spectrum) * rate / 2**20, rate)
+        if len(y) < rate / 3 or not 80 < hertz < 4000:
+            continue
+        n += 1
+        semitones = (-1.7, 0.6)[n % 2]
+        expected = hertz * 2 ** (semitones / 12)
+        copy = warp(y, rate, pitch_semitones=semitones)
+        assert abs(cents(peak_frequency(copy, expected, rate), expected)) < 5, path.name
+    assert n >= 8
+
+
+# ---------------------------------------------------------------- dynamics, noise, shift
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_compressor_follows_its_static_curve_within_half_a_db(preset):
+    _, _, level_in, level_out = PRESETS[preset]
+    for level in range(-85, 1, 5):
+        for hertz in (80, 1000):
+            y = sine(hertz, 3, 8000, 10 ** (level / 20))
+            middle = compress(y, 8000, preset)[12000:-4000]
+            found = 20 * np.log10(rms(middle) * np.sqrt(2))
+            assert abs(found - np.interp(level, level_in, level_out)) < 0.5, (level, hertz)
+
+
+def test_share_of_a_preset_changes_the_level_by_that_share():
+    y = sine(440, 1, 8000, 10 ** (-40 / 20))
+    whole, half = (20 * np.log10(rms(compress(y, 8000, "radio", share)) / rms(y)) for share in (1, 0.5))
+    assert half == pytest.approx(whole / 2, abs=0.05) and whole > 10
+
+
+def test_compressor_takes_the_time_of_its_attack_and_release():
+    """Music standard: at 0 dB in -20 comes out, at -31 dB -31; attack 0.1 s, release 0.3 s."""
+    y = np.concatenate([sine(1000, 2, RATE, level) for level in (10 ** (-31 / 20), 1, 10 ** (-31 / 20))])
+    gain = 20 * np.log10(np.abs(compress(y, RATE, "music standard")[:, 0] / np.where(y[:, 0], y[:, 0], np.nan)))
+    down = np.flatnonzero(gain < -10)[0] / RATE - 2
+    up = np.flatnonzero(gain < -10)[-1] / RATE - 4
+    assert -0.1 <= down <= 0.1 and 0 < up < 0.9
+
+
+def test_compressor_has_turned_a_boost_down_when_the_hit_comes():
+    y = np.concatenate([sine(200, 1, RATE, 10 ** (-60 / 20)), sine(200, 1)])
+    assert np.abs(compress(y, RATE, "radio")[RATE:]).max() < 0.5 * 10 ** (20 / 20)
+
+
+def test_compressor_treats_channels_alike():
+    y = np.concatenate([sine(300), 0.1 * sine(300)], axis=1)
+    copy = compress(y, RATE, "speech")
+    np.testing.assert_allclose(copy[:, 1], 0.1 * copy[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("k", range(1, 13))
+def test_noise_hits_its_ratio_within_a_tenth_of_a_db(y, k):
+    copy, parameters = make_copy(y / 2, SAMPLE_RATE, "a.wav", k, names=("noise",))
+    ratio = 20 * np.log10(rms(y / 2) / rms(copy - y / 2))
+    assert parameters["scale"] == 1 and ratio == pytest.approx(parameters["snr_db"], abs=0.1)
+
+
+@pytest.mark.parametrize("color, slope", [("white", 0), ("pink", -3.01), ("brown", -6.02)])
+def test_noise_has_its_color_and_channels_of_its_own(color, slope):
+    noise = noise_like(np.zeros((2**18, 2), np.float32), RATE, color, np.random.default_rng(0))
+    assert noise.dtype == np.float32 and abs(np.corrcoef(noise.T)[0, 1]) < 0.3
+    power = np.abs(np.fft.rfft(noise[:, 0])) ** 2
+    hertz = np.fft.rfftfreq(2**18, 1 / RATE)
+    octaves = [10 * np.log10(power[(hertz > low) & (hertz < 2 * low)].mean()) for low in 100 * 2.0 ** np.arange(7)]
+    assert np.polyfit(range(7), octaves, 1)[0] == pytest.approx(slope, abs=0.3)
+
+
+def test_shift_moves_by_its_share_with_silence_or_rotation():
+    y = np.arange(1, 101, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(augment_data.shift(y, 0.1, "rotation"), np.roll(y, 10, axis=0))
+    np.testing.assert_array_equal(augment_data.shift(y, 0.1, "silence")[:, 0], [0] * 10 + list(range(1, 91)))
+    np.testing.assert_array_equal(augment_data.shift(y, -0.001, "silence")[:, 0], [*range(2, 101), 0])
+
+
+# ---------------------------------------------------------------- copies
+
+@pytest.mark.parametrize("name", DEFORMATIONS)
+def test_deformation_changes_the_sound_and_not_its_input(name, y):
     before = y.copy()
-    copy = deformation(y, SAMPLE_RATE, np.random.default_rng(1))
+    y.flags.writeable = False
+    copy, parameters = make_copy(y, SAMPLE_RATE, "a.wav", 1, names=(name,))
     np.testing.assert_array_equal(y, before)
-    assert copy.shape[1] == 2 and np.isfinite(copy).all()
-    assert copy.shape != y.shape or np.abs(copy - y).max() > 1e-3
+    assert copy.dtype == np.float32 and copy.shape == y.shape and np.isfinite(copy).all()
+    assert np.abs(copy - y).max() > 1e-3 and not np.shares_memory(copy, y)
+    assert set(parameters) == {*DEFORMATIONS[name], "scale"}
 
 
 def test_copies_all_differ_and_keep_shape_type_and_full_scale(y):
-    copies = [deform(y * 3, SAMPLE_RATE, np.random.default_rng(k)) for k in range(40)]
-    assert len({copy.tobytes() for copy in [y * 3, *copies]}) == 41
+    loud = y * 3
+    copies = [make_copy(loud, SAMPLE_RATE, "a.wav", k)[0] for k in range(1, 41)]
+    assert len({copy.tobytes() for copy in [loud, *copies]}) == 41
     for copy in copies:
         assert copy.dtype == np.float32 and copy.shape == y.shape and np.abs(copy).max() <= 1
 
 
+@pytest.mark.parametrize("names", [ALL, ("polarity", "gain"), ("dynamics",), ("gain",), ("polarity", "dynamics")])
+def test_many_copies_of_a_sound_at_full_scale_all_differ(names):
+    y = sine(300, 0.05, 8000, 1.0)
+    copies = [make_copy(y, 8000, "a.wav", k, names=names)[0] for k in range(1, 601)]
+    assert len({(copy * 2**15).round().tobytes() for copy in [y, *copies]}) == 601
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_every_choice_and_every_value_is_equally_likely(k):
+    names = ALL[:3]
+    found = [draw(0, f"{n}.wav", k, names) for n in range(2100)]
+    choices = [tuple(parameters) for parameters in found]
+    counts = [choices.count(choice) for choice in set(choices)]
+    assert len(counts) == 7 and 240 < min(counts) and max(counts) < 360
+    histogram, _ = np.histogram([p["pitch_semitones"] for p in found if "pitch_semitones" in p], 4, (-2, 2))
+    assert histogram.sum() == pytest.approx(1200, abs=90) and np.ptp(histogram) < 90
+    assert len({tuple(draw(0, "a.wav", k, names)) for k in range(1, 8)}) == 7
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("n_samples", [1, 2, 50])
-def test_shortest_sounds_can_be_altered(n_samples):
-    y = np.full((n_samples, 1), 0.5, np.float32)
-    assert all(deform(y, SAMPLE_RATE, np.random.default_rng(k)).shape == y.shape for k in range(40))
+@pytest.mark.parametrize("rate", [100, 8000, 192000])
+@pytest.mark.parametrize("n_samples", [2, 50])
+def test_shortest_sounds_can_be_altered(n_samples, rate):
+    y = np.linspace(0.1, 0.5, n_samples, dtype=np.float32)[:, None]
+    assert all(make_copy(y, rate, "a.wav", k)[0].shape == y.shape for k in range(1, 41))
 
 
 @pytest.mark.parametrize("extension, subtype, rate, channels", [
     ("wav", "PCM_16", 8000, 1), ("wav", "PCM_24", 44100, 2), ("flac", "PCM_16", 22050, 1), ("aiff", "PCM_16", 48000, 2),
     ("ogg", "VORBIS", 44100, 1), ("mp3", "MPEG_LAYER_III", 44100, 2)])
-def test_copies_keep_format_rate_and_channels(tmp_path, extension, subtype, rate, channels):
+def test_copies_keep_format_rate_channels_and_length(tmp_path, extension, subtype, rate, channels):
     path = tmp_path / f"a.b.{extension}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (rate // 4, channels)), rate, subtype)
     run("augment_data.py", 2, path, cwd=tmp_path)
     for k in (1, 2):
         info = soundfile.info(tmp_path / f"a.b_aug{k}.{extension}")
         assert (info.subtype, info.samplerate, info.channels) == (subtype, rate, channels)
+        assert info.frames == soundfile.info(path).frames
 
 
 def test_minutes_of_ogg_are_written(tmp_path):
@@ -53,31 +263,171 @@ def test_minutes_of_ogg_are_written(tmp_path):
     with soundfile.SoundFile(tmp_path / "a.ogg", "w", 44100, 2) as file:
         for _ in range(60):
             file.write(np.random.default_rng(0).uniform(-0.5, 0.5, (44100, 2)))
-    run("augment_data.py", 1, "a.ogg", "--seed", 1, cwd=tmp_path)
+    run("augment_data.py", 1, "a.ogg", "--only", "gain", cwd=tmp_path)
     assert soundfile.info(tmp_path / "a_aug1.ogg").frames == 60 * 44100
 
 
+# ---------------------------------------------------------------- the command
+
 def test_copies_depend_on_seed_name_and_number_alone(sounds):
     files = sorted((sounds / "Samples").glob("*/*"))
-    run("augment_data.py", 2, *files, cwd=sounds)
+    run("augment_data.py", 2, *files, "--jobs", 2, cwd=sounds)
     copies = {path: path.read_bytes() for path in sounds.rglob("*_aug*")}
-    assert len(copies) == 60
-    for path in copies:
+    logs = {path: path.read_bytes() for path in sounds.rglob(augment_data.LOG)}
+    assert len(copies) == 60 and len(logs) == 3
+    for path in [*copies, *logs]:
         path.unlink()
-    run("augment_data.py", 3, files[0], "--jobs", 1, cwd=sounds)
-    for k in (1, 2):
-        path = files[0].with_name(f"{files[0].stem}_aug{k}.wav")
-        assert path.read_bytes() == copies[path]
+    run("augment_data.py", 2, *files[::-1], "--jobs", 1, cwd=sounds)
+    assert {path: path.read_bytes() for path in sounds.rglob("*_aug*")} == copies
+    assert {path: path.read_bytes() for path in sounds.rglob(augment_data.LOG)} == logs
+    path = next(iter(copies))
     path.unlink()
-    run("augment_data.py", 2, files[0], "--seed", 1, cwd=sounds)
+    run("augment_data.py", 2, augment_source(path), "--seed", 1, cwd=sounds)
     assert path.read_bytes() != copies[path]
+
+
+def augment_source(copy):
+    return copy.with_name(copy.name.split("_aug")[0] + copy.suffix)
 
 
 def test_running_twice_augments_no_copy_and_keeps_what_is_there(sounds):
     files = sorted((sounds / "Samples/low").iterdir())
-    run("augment_data.py", 1, *files, cwd=sounds)
+    run("augment_data.py", 2, *files, cwd=sounds)
     kept = sounds / "Samples/low/00_aug1.wav"
     kept.write_bytes(b"mine")
+    before = sorted(path.name for path in (sounds / "Samples/low").iterdir())
     said = run("augment_data.py", 1, *sorted((sounds / "Samples/low").iterdir()), cwd=sounds).stdout
-    assert "10 files are copies themselves" in said and "0 copies written, 10 were there already" in said
-    assert len(list((sounds / "Samples/low").iterdir())) == 20 and kept.read_bytes() == b"mine"
+    assert "21 files are copies themselves" in said and "0 copies written, 10 were there already" in said
+    assert sorted(path.name for path in (sounds / "Samples/low").iterdir()) == before  # fewer copies remove none
+    assert kept.read_bytes() == b"mine"
+
+
+def test_overwrite_makes_copies_again_and_their_lines_anew(sounds):
+    files = sorted((sounds / "Samples/low").iterdir())
+    run("augment_data.py", 2, *files, cwd=sounds)
+    before = {path.name: path.read_bytes() for path in (sounds / "Samples/low").iterdir()}
+    run("augment_data.py", 1, *files, "--overwrite", "--seed", 1, cwd=sounds)
+    after = {path.name: path.read_bytes() for path in (sounds / "Samples/low").iterdir()}
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {f"{k:02d}_aug1.wav" for k in range(10)} | {augment_data.LOG}
+    assert [(row["copy"], row["seed"]) for row in rows_of(sounds / "Samples/low")] == [("1", "1"), ("2", "0")] * 10
+
+
+def test_any_copy_can_be_made_again_from_its_line(sounds):
+    folder = sounds / "Samples/high"
+    run("augment_data.py", 3, *sorted(folder.iterdir()), "--seed", 5, cwd=sounds)
+    rows = rows_of(folder)
+    assert len(rows) == 30
+    for row in rows:
+        y, rate = soundfile.read(folder / row["file"], dtype="float32", always_2d=True)
+        parameters = {name: row[name] if name in ("compression", "noise", "shift_fill") else float(row[name])
+                      for name in augment_data.PARAMETERS if row[name]}
+        rng = augment_data.generator(int(row["seed"]), row["file"], f"{row['copy']} noise")
+        copy = augment_data.deform(y, rate, parameters, rng) * float(row["scale"])
+        written, _ = soundfile.read(augment_path(folder, row), always_2d=True)
+        assert np.abs(copy - written).max() < 2**-14
+        assert parameters.keys() == draw(5, row["file"], int(row["copy"]), tuple(row["only"].split(","))).keys()
+
+
+def augment_path(folder, row):
+    return folder / row["file"].replace(".wav", f"_aug{row['copy']}.wav")
+
+
+def test_nothing_is_clipped_and_the_scale_is_in_the_line(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(300, 0.5, 8000, 1.0), 8000)
+    run("augment_data.py", 40, "a.wav", "--only", "noise,speed", cwd=tmp_path)
+    scales = [float(row["scale"]) for row in rows_of(tmp_path)]
+    assert min(scales) < 0.999 and max(scales) <= 1
+    for row, scale in zip(rows_of(tmp_path), scales):
+        peak = np.abs(soundfile.read(augment_path(tmp_path, row))[0]).max()
+        assert scale == 1 or peak == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("flags, names", [
+    (("--only", "noise,pitch"), {"pitch", "noise"}), (("--without", "dynamics,speed,speed_with_pitch,shift,polarity"),
+                                                      {"pitch", "gain", "noise"})])
+def test_only_and_without_choose(sounds, flags, names):
+    path = sounds / "Samples/low/00.wav"
+    run("augment_data.py", 7, path, *flags, cwd=sounds)
+    rows = rows_of(path.parent)
+    given = {parameter for row in rows for parameter in augment_data.PARAMETERS if row[parameter]}
+    assert given == {parameter for name in names for parameter in DEFORMATIONS[name]}
+    assert {row["only"] for row in rows} == {",".join(name for name in DEFORMATIONS if name in names)}
+
+
+@pytest.mark.parametrize("end", ["\n", "\0", "\r\n"])
+def test_names_come_from_standard_input(sounds, end):
+    names = sorted(map(str, (sounds / "Samples/low").iterdir()))
+    result = subprocess.run([sys.executable, ROOT / "augment_data.py", "1", "-", sounds / "Samples/high/00.wav"],
+                            input="".join(name + end for name in names).encode(), capture_output=True)
+    assert result.returncode == 0 and b"11 copies written" in result.stdout, result
+
+
+def test_what_is_no_sound_is_named_and_the_rest_done(sounds):
+    folder = sounds / "Samples/low"
+    (folder / "empty.wav").touch()
+    (folder / "notes.txt").write_text("text")
+    (folder / "broken.wav").write_bytes(b"RIFF" + bytes(20))
+    (folder / "folder.wav").mkdir()
+    soundfile.write(folder / "none.wav", np.zeros(0), 8000)
+    soundfile.write(folder / "silent.wav", np.zeros(8000), 8000)
+    soundfile.write(folder / "one.wav", [0.5], 8000)
+    bad = [folder / name for name in ("empty.wav", "notes.txt", "broken.wav", "folder.wav", "none.wav", "silent.wav",
+                                      "missing.wav")]
+    result = run("augment_data.py", 2, *bad, folder / "00.wav", folder / "01.wav", cwd=sounds, status=1)
+    assert "4 copies written, 0 were there already, 7 files skipped" in result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("skipped")]
+    assert len(lines) == 7 and all(any(path.name in line for line in lines) for path in bad)
+    assert not list(folder.glob(".*")) and len(list(folder.glob("*_aug*"))) == 4
+
+
+@pytest.mark.parametrize("args, words", [
+    ((0, "a.wav"), "from 1"), ((-3, "a.wav"), "from 1"), (("two", "a.wav"), "'two'"), ((3,), "FILE"),
+    ((1, "a.wav", "--only", "reverb"), "'reverb'"),
+    ((2, "a.wav", "--only", "pitch", "--without", "gain"), "not allowed")])
+def test_impossible_arguments_get_one_line(tmp_path, args, words):
+    assert words in one_line("augment_data.py", *args, cwd=tmp_path, status=2)
+
+
+@pytest.mark.parametrize("args, words", [
+    ((2, "a.wav", "--only", "polarity"), "expected one copy"),
+    ((1, "a.wav", "--without", ",".join(DEFORMATIONS)), "none left")])
+def test_choices_that_leave_nothing_to_do_get_one_line(tmp_path, args, words):
+    assert words in one_line("augment_data.py", *args, cwd=tmp_path)
+
+
+def test_the_users_own_table_is_left_alone(sounds):
+    log = sounds / "Samples/low" / augment_data.LOG
+    log.write_text("file,stars\n00.wav,5\n")
+    said = run("augment_data.py", 1, log.with_name("00.wav"), cwd=sounds, status=1).stderr
+    assert f"{log}: expected the columns file,copy" in said and log.read_text() == "file,stars\n00.wav,5\n"
+    assert not list(log.parent.glob("*_aug*")) and not list(log.parent.glob(".*"))
+
+
+def test_killed_at_any_moment_nothing_is_half_written_and_the_rest_gets_done(sounds):
+    files = sorted((sounds / "Samples").glob("*/*"))
+    shutil.copytree(sounds / "Samples", sounds / "Undisturbed")
+    run("augment_data.py", 4, *sorted((sounds / "Undisturbed").glob("*/*")), cwd=sounds)
+    expected = {path.relative_to(sounds / "Undisturbed"): path.read_bytes()
+                for path in (sounds / "Undisturbed").rglob("*.*")}
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, ROOT / "augment_data.py", "4", *files, "--jobs", "1"],
+                                   stdout=subprocess.DEVNULL, cwd=sounds)
+        time.sleep(moments.uniform(0.2, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in sounds.glob("Samples/*/[!.]*.wav"):
+            assert path.read_bytes() == expected[path.relative_to(sounds / "Samples")]
+    run("augment_data.py", 4, *files, cwd=sounds)
+    found = {path.relative_to(sounds / "Samples"): path.read_bytes() for path in sounds.glob("Samples/*/[!.]*")}
+    assert found == expected
+
+
+def test_what_a_killed_run_left_is_swept_up_when_no_other_run_can_be_at_it(sounds):
+    old, young = (sounds / "Samples/low" / f".{digit * 12}.wav" for digit in "ab")
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    run("augment_data.py", 1, sounds / "Samples/low/00.wav", cwd=sounds)
+    assert not old.exists() and young.exists()

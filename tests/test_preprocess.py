@@ -15,12 +15,11 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SAMPLE_RATE, one_line, run, write_sounds
+from conftest import DATA, ROOT, SAMPLE_RATE, needs_data, one_line, run, write_sounds
 
 import utils
 from preprocess_data import convert, default_settings, log_mel_spectrogram
 
-DRUMS = ROOT.parent / "shared/data/drums"
 PREPROCESS = [sys.executable, ROOT / "preprocess_data.py"]
 
 
@@ -292,12 +291,12 @@ def test_sound_of_which_resampling_leaves_nothing_has_a_silent_frame(sounds):
     assert np.load(sounds / "Preproc/low/click.wav.npy").shape == (96, 1)
 
 
-@pytest.mark.skipif(not DRUMS.is_dir(), reason="the real recordings are not here")
+@needs_data
 def test_folder_of_real_recordings_as_messy_as_a_user_s_is_read_whole(tmp_path):
-    (tmp_path / "Samples").symlink_to(DRUMS)
+    (tmp_path / "Samples").symlink_to(DATA / "drums")
     said = run("preprocess_data.py", cwd=tmp_path).stdout
     assert "285 spectrograms written" in said and "0 sounds skipped" in said
-    for path in sorted(DRUMS.glob("*/*"))[::40]:
+    for path in sorted(DATA.glob("drums/*/*"))[::40]:
         y = librosa.load(path, sr=44100, res_type="soxr_hq")[0]
         mel = librosa.feature.melspectrogram(y=y, sr=44100, n_fft=2048, hop_length=512, n_mels=96)
         found = np.load(tmp_path / "Preproc" / path.parent.name / f"{path.name}.npy")

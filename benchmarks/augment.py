@@ -1,0 +1,170 @@
+"""What altered copies cost beside the deformations of 2017, and what they bring.
+
+Without an argument: the time of a copy of a synthetic guitar note (2 s, 44.1 kHz, mono, one core), by the six
+deformations of 2017 through librosa.effects and by those of augment_data.py, in turn, medians of five rounds.
+
+    python benchmarks/augment.py
+
+With the folder of the Free Spoken Digit Dataset, one folder a digit: accuracy on its official test set of networks that
+train on 20 sounds a digit, with no copies and with four copies of each, other sounds for each of three seeds. Flags
+after it go to preprocessing.
+
+    python benchmarks/augment.py FSDD
+    python benchmarks/augment.py FSDD --without dynamics
+"""
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+if len(sys.argv) == 1:
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+import augment_data  # noqa: E402
+
+ROUNDS, COPIES, RATE = 5, 40, 44100
+OF_2017 = tuple(name for name in augment_data.DEFORMATIONS if name not in ("dynamics", "polarity"))
+
+
+# ---------------------------------------------------------------- the six deformations of 2017
+
+def speed_with_pitch(y, rng):
+    return fit(np.interp(np.arange(0, len(y), rng.uniform(0.9, 1.1)), np.arange(len(y)), y), len(y))
+
+
+def pitch(y, rng):
+    import librosa
+    return librosa.effects.pitch_shift(y, sr=RATE, n_steps=rng.uniform(-4, 4), bins_per_octave=24)
+
+
+def speed(y, rng):
+    import librosa
+    return fit(librosa.effects.time_stretch(y, rate=rng.uniform(0.9, 1.1)), len(y))
+
+
+def gain(y, rng):
+    return y * rng.uniform(0.5, 1.1)
+
+
+def noise(y, rng):
+    return y + 0.005 * rng.uniform() * y.max() * rng.normal(size=len(y))
+
+
+def shift(y, rng):
+    n = int(len(y) * rng.uniform(-0.2, 0.2))
+    return np.pad(y, (max(0, n), max(0, -n)))[max(0, -n):][:len(y)]
+
+
+def fit(y, n):
+    return np.pad(y[:n], (0, max(0, n - len(y)))).astype(np.float32)
+
+
+LIBROSA = {function.__name__: function for function in (speed_with_pitch, pitch, speed, gain, noise, shift)}
+
+
+def copy_2017(y, k, names):
+    """Each deformation with chance one half, one at least."""
+    rng = np.random.default_rng(k)
+    choice = rng.integers(1, 2 ** len(names))
+    for i, name in enumerate(names):
+        if choice >> i & 1:
+            y = LIBROSA[name](y, rng)
+    return y
+
+
+# ---------------------------------------------------------------- time
+
+def seconds_of(function):
+    began = time.perf_counter()
+    for k in range(1, COPIES + 1):
+        function(k)
+    return (time.perf_counter() - began) / COPIES
+
+
+def compare_times():
+    import guitar_effects
+    y = guitar_effects.pluck(6, 1, 2, 5, np.random.default_rng(0)).astype(np.float32)
+
+    def old(names):
+        return lambda k: copy_2017(y, k, names)
+
+    def new(names):
+        return lambda k: augment_data.make_copy(y[:, None], RATE, "note.wav", k, names=names)
+
+    ways = {"all, six of 2017 against the same six": (old(OF_2017), new(OF_2017)),
+            "all, six of 2017 against eight": (old(OF_2017), new(tuple(augment_data.DEFORMATIONS))),
+            "pitch and speed together": (lambda k: speed(pitch(y, np.random.default_rng(k)), np.random.default_rng(k)),
+                                         lambda k: augment_data.warp(y[:, None], RATE, 1, 0.1 * k / COPIES, 1.05)),
+            **{name: (old((name,)), new((name,))) for name in OF_2017},
+            "dynamics": (None, new(("dynamics",)))}
+    print(f"ms a copy of a note of 2 s, medians of {ROUNDS} rounds of {COPIES} copies\n"
+          f"{'':40} {'librosa':>8} {'here':>8} {'ratio':>8}")
+    for label, way in ways.items():
+        rounds = [[1e3 * seconds_of(function) if function else np.nan for function in way] for _ in range(ROUNDS + 1)]
+        old_ms, new_ms = np.transpose(rounds[1:])
+        print(f"{label:40} {np.median(old_ms):8.2f} {np.median(new_ms):8.2f} {np.median(old_ms / new_ms):8.2f}",
+              flush=True)
+
+
+# ---------------------------------------------------------------- use
+
+def some_of(paths, n, seed):
+    """n of the sounds of each digit, in an order that the seed decides."""
+    chosen = {}
+    for path in sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode()).digest()):
+        digit = chosen.setdefault(path.parent.name, [])
+        if len(digit) < n:
+            digit.append(path)
+    return [path for digit in chosen.values() for path in digit]
+
+
+def script(name, *args):
+    subprocess.run([sys.executable, ROOT / name, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+
+
+def accuracy(paths, n_copies, seed, flags=()):
+    """Of the four scripts with their defaults, on the sounds at `paths`, and the seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for path in paths:
+            link = Path("Samples", path.parent.name, path.name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        script("preprocess_data.py", "--augment", n_copies, *flags)
+        began = time.perf_counter()
+        script("train_network.py", "--test", r"_[0-4]\.wav$", "--seed", seed)
+        seconds = time.perf_counter() - began
+        script("eval_network.py")
+        metrics = json.loads(Path("Results/metrics.json").read_text())
+        os.chdir(ROOT)
+    return metrics["accuracy"], seconds
+
+
+def compare_accuracy(fsdd, flags):
+    paths = sorted(fsdd.resolve().glob("*/*.wav"))
+    test = [path for path in paths if re.search(r"_[0-4]\.wav$", path.name)]
+    found = []
+    for seed in range(3):
+        train = some_of(set(paths) - set(test), 20, seed)
+        row = [accuracy([*train, *test], n_copies, seed, flags if n_copies else ()) for n_copies in (0, 4)]
+        found.append(row)
+        print(f"seed {seed}: " + ", ".join(f"{n} copies {100 * share:.2f} % in {seconds:.0f} s"
+                                           for n, (share, seconds) in zip((0, 4), row)), flush=True)
+    without, with_copies = 100 * np.mean(found, axis=0)[:, 0]
+    print(f"mean over three seeds: without {without:.2f} %, with --augment 4 {with_copies:.2f} %")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        compare_times()
+    else:
+        compare_accuracy(Path(sys.argv[1]), sys.argv[2:])
