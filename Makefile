@@ -10,8 +10,9 @@ demo: .venv/installed  ## a trained network and its ROC curves from nothing, in 
 	cd demo && $(RUN)/eval_network.py
 	@echo "Look at demo/Results/roc_curves.png"
 
-bench: .venv/installed  ## the speed of preprocessing beside librosa's, about 5 minutes
+bench: .venv/installed  ## the speed of preprocessing and of copies beside librosa's, about 6 minutes
 	.venv/bin/python benchmarks/preprocess.py
+	.venv/bin/python benchmarks/augment.py
 
 test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .

@@ -97,9 +97,10 @@ def stretch(y, sample_rate, speed):
     stretcher.preset(y.shape[1], sample_rate, cheaper=True)
     stretcher.timeFactor = speed
     margin = stretcher.blockSamples() // 2  # else the first and last half block are too soft
-    padded = np.pad(y, ((margin, margin), (0, 0)))
+    padded = np.zeros((y.shape[1], len(y) + 2 * margin), np.float32)  # (n_channels, n_samples)
+    padded[:, margin:margin + len(y)] = y.T
     start = round(margin / speed)
-    return stretcher.process(np.ascontiguousarray(padded.T)).T[start:start + round(len(y) / speed)]
+    return stretcher.process(padded).T[start:start + round(len(y) / speed)]
 
 
 def warp(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, speed_ratio=1):
@@ -189,7 +190,7 @@ def make_copy(y, sample_rate, name, k, seed=0, names=tuple(DEFORMATIONS)):
     """
     parameters = draw(seed, name, k, names)
     copy = deform(y, sample_rate, parameters, generator(seed, name, f"{k} noise"))
-    scale = 1 / max(1, np.abs(copy).max())
+    scale = 1 / max(1, copy.max(), -copy.min())
     copy *= scale
     if np.array_equal(copy, y):
         raise UserError(f"{name}: expected a sound of which a copy can differ, found "

@@ -1,9 +1,13 @@
-"""What altered copies cost beside the deformations of 2017, and what they bring.
+"""What altered copies cost beside the deformations of 2017, what they look like, and what they bring.
 
 Without an argument: the time of a copy of a synthetic guitar note (2 s, 44.1 kHz, mono, one core), by the six
 deformations of 2017 through librosa.effects and by those of augment_data.py, in turn, medians of five rounds.
 
     python benchmarks/augment.py
+
+With the name of a picture to write: what each deformation does to three notes.
+
+    python benchmarks/augment.py examples/augmentations.png
 
 With the folder of the Free Spoken Digit Dataset, one folder a digit: accuracy on its official test set of networks that
 train on 20 sounds a digit, with no copies and with four copies of each, other sounds for each of three seeds. Flags
@@ -30,6 +34,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 import augment_data  # noqa: E402
+import preprocess_data  # noqa: E402
 
 ROUNDS, COPIES, RATE = 5, 40, 44100
 OF_2017 = tuple(name for name in augment_data.DEFORMATIONS if name not in ("dynamics", "polarity"))
@@ -115,6 +120,101 @@ def compare_times():
               flush=True)
 
 
+# ---------------------------------------------------------------- sound
+
+def sine(hertz):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(2 * RATE) / RATE).astype(np.float32)
+
+
+def cents_off(shift_pitch):
+    """The worst deviation of the strongest partial, sines from 80 to 4000 Hz by four intervals."""
+    worst = 0
+    for hertz in (80, 110, 220, 440, 1000, 2000, 4000):
+        for semitones in (-2, -0.5, 0.7, 1.5):
+            copy = shift_pitch(sine(hertz), semitones)[RATE // 2:-RATE // 2]
+            spectrum = np.abs(np.fft.rfft(copy * np.hanning(len(copy)), 2**21))
+            found = np.argmax(spectrum) * RATE / 2**21
+            worst = max(worst, abs(1200 * np.log2(found / hertz) - 100 * semitones))
+    return worst
+
+
+def click_kept(stretch):
+    """The share of a click's energy that is within 2 ms of its place, at 0.9 times the speed, in percent."""
+    y = np.zeros(2 * RATE, np.float32)
+    y[RATE:RATE + 40] = np.hanning(40)
+    copy, place, reach = stretch(y, 0.9), round((RATE + 20) / 0.9), RATE // 500
+    return 100 * np.sum(copy[place - reach:place + reach] ** 2) / np.sum(copy**2)
+
+
+def chord_off(stretch):
+    """How far the spectrogram of a chord is from that of the same chord played 1.1 times as fast, in dB."""
+    import librosa
+    time = np.arange(2 * RATE) / RATE
+
+    def chord(speed):
+        partials = [(hertz * n, n) for hertz in (110, 164.8, 220, 277.2, 329.6) for n in range(1, 11)]
+        return np.sum([np.exp(-2 * time * speed) * np.sin(2 * np.pi * hertz * time + n) / n for hertz, n in partials],
+                      axis=0, dtype=np.float32)
+    copy, ideal = (np.abs(librosa.stft(y[:int(1.8 * RATE)], n_fft=1024)) for y in (stretch(chord(1), 1.1), chord(1.1)))
+    return 20 * np.log10(np.linalg.norm(copy - ideal) / np.linalg.norm(ideal))
+
+
+def alias_of(speed_up):
+    """What is left of a tone of 21.5 kHz that goes to 23.6 kHz, where no sound of this rate can be, in dB."""
+    y = sine(21500) * np.hanning(2 * RATE).astype(np.float32)
+    return 20 * np.log10(np.linalg.norm(speed_up(y)) / np.linalg.norm(y) + 1e-10)
+
+
+def compare_sound():
+    import librosa
+
+    def warp(y, *args, **options):
+        return augment_data.warp(y[:, None], RATE, *args, **options)[:, 0]
+
+    def stretch(y, speed):
+        return augment_data.stretch(y[:, None], RATE, speed)[:, 0]
+
+    def stretch_librosa(y, speed):
+        return librosa.effects.time_stretch(y, rate=speed)
+    rows = (("pitch, worst deviation on sines, cents", cents_off,
+             lambda y, n: librosa.effects.pitch_shift(y, sr=RATE, n_steps=n), lambda y, n: warp(y, pitch_semitones=n)),
+            ("a click's energy within 2 ms, percent", click_kept, stretch_librosa, stretch),
+            ("a chord beside the ideal, dB", chord_off, stretch_librosa, stretch),
+            ("alias, linear interpolation and here, dB", alias_of,
+             lambda y: np.interp(np.arange(0, len(y), 1.1), np.arange(len(y)), y), lambda y: warp(y, 1.1)))
+    for label, measure, old, new in rows:
+        print(f"{label:40} {measure(old):8.2f} {measure(new):8.2f}", flush=True)
+
+
+# ---------------------------------------------------------------- looks
+
+def draw_deformations(path):
+    import guitar_effects
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rng, y = np.random.default_rng(0), np.zeros(2 * RATE, np.float32)
+    for n in range(3):
+        y[n * RATE // 2:] += (0.9, 0.3, 0.05)[n] * guitar_effects.pluck(6, 3, n, 5, rng)[:len(y) - n * RATE // 2]
+    y = 0.8 * y[:, None] / np.abs(y).max()
+    settings = preprocess_data.default_settings(RATE)
+    figure, axes = plt.subplots(3, 3, figsize=(10, 7), sharex=True, sharey=True, layout="constrained")
+    for axis, parameters in zip(axes.flat, SHOWN):
+        copy = augment_data.deform(y, RATE, parameters, np.random.default_rng(0))
+        db = preprocess_data.log_mel_spectrogram([copy.T], settings)
+        image = axis.imshow(db, origin="lower", aspect="auto", cmap="magma", vmin=-60, vmax=30, extent=(0, 2, 0, 96))
+        axis.set_title(", ".join(f"{name} {value}" for name, value in parameters.items()) or "the sound", fontsize=9)
+    figure.supxlabel("Time (s)")
+    figure.supylabel("Mel band")
+    figure.colorbar(image, ax=axes, label="dB")
+    figure.savefig(path, dpi=72)
+
+
+SHOWN = ({}, {"speed_with_pitch_ratio": 1.1}, {"pitch_semitones": 2.0}, {"speed_ratio": 1.1},
+         {"compression": "speech", "compression_share": 1.0}, {"gain_db": -20.0}, {"noise": "pink", "snr_db": 15.0},
+         {"shift_share": 0.1, "shift_fill": "silence"}, {"shift_share": 0.1, "shift_fill": "rotation"})
+
+
 # ---------------------------------------------------------------- use
 
 def some_of(paths, n, seed):
@@ -166,5 +266,8 @@ def compare_accuracy(fsdd, flags):
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         compare_times()
+        compare_sound()
+    elif sys.argv[1].endswith(".png"):
+        draw_deformations(sys.argv[1])
     else:
         compare_accuracy(Path(sys.argv[1]), sys.argv[2:])
