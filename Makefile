@@ -16,11 +16,11 @@ bench: .venv/installed  ## the speed of preprocessing and of copies beside libro
 
 test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -q tests
+	.venv/bin/python -m pytest -q -n 2 tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'ruff>=0.9,<1' 'distributed>=2024.1'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1'
 	touch $@
 
 .PHONY: bench demo test

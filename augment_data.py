@@ -11,8 +11,10 @@ Training keeps a sound and its copies on one side of the split. A copy must stil
     python augment_data.py 3 Samples/*/*
 """
 import argparse
+import contextlib
 import csv
 import hashlib
+import io
 import os
 import sys
 import time
@@ -25,6 +27,7 @@ import utils
 from utils import UserError
 
 LOG = "augmentations.csv"
+COST = 6  # times the time of a spectrogram
 
 
 # ---------------------------------------------------------------- what a copy gets, drawn before anything is altered
@@ -58,7 +61,7 @@ DEFORMATIONS = {
     "shift": {"shift_share": between(-0.1, 0.1), "shift_fill": one_of("silence", "rotation")},
     "polarity": {"polarity": one_of(-1)},
 }
-PARAMETERS = {parameter: value for parameters in DEFORMATIONS.values() for parameter, value in parameters.items()}
+PARAMETERS = [parameter for parameters in DEFORMATIONS.values() for parameter in parameters]
 STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])  # whose multiples, modulo 1, never come close
 
 
@@ -94,7 +97,7 @@ def stretch(y, sample_rate, speed):
     """
     from python_stretch import Signalsmith
     stretcher = Signalsmith.Stretch(0)  # the seed of its random phases
-    stretcher.preset(y.shape[1], sample_rate, cheaper=True)
+    stretcher.preset(y.shape[1], np.clip(sample_rate, 100, 10**6), cheaper=True)  # at 8 Hz it crashes
     stretcher.timeFactor = speed
     margin = stretcher.blockSamples() // 2  # else the first and last half block are too soft
     padded = np.zeros((y.shape[1], len(y) + 2 * margin), np.float32)  # (n_channels, n_samples)
@@ -120,43 +123,51 @@ def warp(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, speed_rati
 def compress(y, sample_rate, preset, share=1):
     """Compress the dynamic range by the static curve of a preset, or by a share of it, all channels alike.
 
-    The level is that of the peaks of each millisecond, in dB: it falls as the release lets it, is smoothed over the
-    attack, and is looked up that much ahead (the Dolby presets' own delay), lest a boost of the silence before a hit
-    meets the hit.
+    0 dB is the sound's own peak: a quiet recording is compressed as a loud one. The level is that of the peaks of each
+    millisecond: it falls as the release lets it, is smoothed over the attack, and is looked up that much ahead (the
+    Dolby presets' own delay), lest the boost of a silence meets the hit after it.
     """
     from scipy.signal import lfilter
     attack, release, level_in, level_out = PRESETS[preset]
     step = max(1, round(sample_rate / 1000))  # samples
     loudest = np.pad(np.abs(y).max(axis=1), (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
-    level = 20 * np.log10(np.maximum(loudest, 1e-5))  # dB
+    level = 20 * np.log10(np.maximum(loudest / max(loudest.max(), 1e-30), 1e-5))  # dB
     fall = np.arange(len(level)) * step / sample_rate / release * 20 * np.log10(np.e)  # dB, since the start
     level = np.maximum.accumulate(level + fall) - fall
     decay = np.exp(-step / sample_rate / attack)
-    level, _ = lfilter([1 - decay], [1, -decay], level, zi=[decay * level[0]])
-    gain = share * np.interp(level, level_in, np.subtract(level_out, level_in))  # dB
+    amplitude = 10 ** (level / 20)
+    amplitude, _ = lfilter([1 - decay], [1, -decay], amplitude, zi=[decay * amplitude[0]])
+    gain = share * np.interp(20 * np.log10(amplitude), level_in, np.subtract(level_out, level_in))  # dB
     ahead = attack * sample_rate / step
-    when = np.arange(len(y), dtype=np.float32) / step + ahead
+    when = np.arange(len(y)) / step + ahead  # in steps
     return y * (10 ** (np.interp(when, np.arange(len(gain)), gain) / 20)).astype(np.float32)[:, None]
 
 
 def shift(y, share, fill):
-    """Move y later, or sooner, by a share of its length, at least a sample, and fill with silence or what fell off."""
+    """Move y later, or sooner, by a share of its length, at least a sample.
+
+    What falls off comes in again (rotation), or silence does, but where nothing would be left to hear.
+    """
     n = int(np.copysign(np.ceil(abs(share) * len(y)), share))
-    copy = np.roll(y, n, axis=0)
-    if fill == "silence":
-        copy[slice(n) if n > 0 else slice(n, None)] = 0
-    return copy
+    rotated = np.roll(y, n, axis=0)
+    copy = rotated.copy()
+    copy[slice(n) if n > 0 else slice(n, None)] = 0
+    return copy if fill == "silence" and copy.any() else rotated
 
 
 def noise_like(y, sample_rate, color, rng):
-    """Noise of y's shape, root mean square 1: white, or from 20 Hz on 3 (pink) or 6 dB (brown) softer each octave."""
+    """Noise of y's shape, root mean square 1: white, or from 20 Hz on, where it begins, pink or brown.
+
+    Each octave is 3 or 6 dB softer than the one below. Further down, half of the power of brown noise would be unheard.
+    """
     import scipy.fft
     n = scipy.fft.next_fast_len(len(y), real=True)
     noise = rng.standard_normal((n, y.shape[1]), dtype=np.float32)
     if FALL[color]:
         spectrum = scipy.fft.rfft(noise, axis=0)  # (1 + n // 2, n_channels)
-        hertz = np.maximum(20, scipy.fft.rfftfreq(n, 1 / sample_rate))
-        noise = scipy.fft.irfft(spectrum * (hertz ** -FALL[color]).astype(np.float32)[:, None], n, axis=0)
+        hertz = scipy.fft.rfftfreq(n, 1 / sample_rate)
+        spectrum[(hertz < 20) & (hertz < hertz[-1])] = 0
+        noise = scipy.fft.irfft(spectrum * (np.maximum(20, hertz) ** -FALL[color]).astype(np.float32)[:, None], n, 0)
     return noise[:len(y)] / np.float32(rms(noise[:len(y)]))
 
 
@@ -182,19 +193,21 @@ def deform(y, sample_rate, parameters, rng):
     return copy
 
 
-def make_copy(y, sample_rate, name, k, seed=0, names=tuple(DEFORMATIONS)):
-    """Copy k of the sound in the file called `name`, by one or more of the deformations `names`.
+def make_copy(y, sample_rate, path, k, seed=0, names=tuple(DEFORMATIONS)):
+    """Copy k of the sound in the file at `path`, of whose name it depends, by one or more of the deformations `names`.
 
     y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape within full scale, and
     its parameters, with the scale that this took. Raises UserError where it would be the sound itself.
     """
+    name = os.path.basename(path)
     parameters = draw(seed, name, k, names)
     copy = deform(y, sample_rate, parameters, generator(seed, name, f"{k} noise"))
-    scale = 1 / max(1, copy.max(), -copy.min())
-    copy *= scale
+    scale = 1 / max(1, y.max(), -y.min())  # of floats beyond full scale: else their gain would be undone
+    scale /= max(1, scale * copy.max(), scale * -copy.min())
+    copy *= np.float32(scale)
     if np.array_equal(copy, y):
-        raise UserError(f"{name}: expected a sound of which a copy can differ, found "
-                        + (f"one of {len(y)} samples" if y.any() else "silence"))
+        raise UserError(f"{path}: expected a sound of which a copy can differ, found "
+                        + (f"{len(y)} samples that are all alike" if y.any() else "silence"))
     return copy, {**parameters, "scale": float(scale)}
 
 
@@ -228,7 +241,7 @@ def chosen(args, n):
 
 def parse_args():
     parser = utils.Parser(__doc__)
-    parser.add_argument("n", type=utils.number(int, 1), metavar="N", help="copies of each sound")
+    parser.add_argument("n", type=utils.number(int, 1, high=10**5), metavar="N", help="copies of each sound")
     parser.add_argument("files", nargs="+", metavar="FILE", help="sounds, such as Samples/*/*; - reads their names, "
                         "one a line, from standard input (or ended by NUL, as find -print0 does)")
     add_choice(parser)
@@ -240,7 +253,7 @@ def parse_args():
 def read_names(arguments):
     """The paths that are named, each once, those of standard input in the place of "-"; and how many are not sources.
 
-    Not sources: copies and their list, which a pattern of the shell catches too.
+    Not sources: copies, their list and hidden files, which patterns catch too.
     """
     names = []
     for argument in arguments:
@@ -250,7 +263,7 @@ def read_names(arguments):
         else:
             names.append(argument)
     paths = list(dict.fromkeys(map(Path, names)))
-    sources = [path for path in paths if utils.source_of(path.name) == path.name != LOG]
+    sources = [path for path in paths if utils.source_of(path.name) == path.name != LOG and path.name[:1] != "."]
     return sources, len(paths) - len(sources)
 
 
@@ -266,8 +279,8 @@ def write_sound(path, y, info):
             for start in range(0, len(y), info.samplerate):
                 file.write(y[start:start + info.samplerate])
     except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{info.name}: expected a format that can be written, "
-                        f"found {info.subtype_info}: {error}") from None
+        raise UserError(f"{info.name}: expected to write a copy of its format ({info.subtype_info}) beside it, "
+                        f"found: {error}") from None
 
 
 def targets(path, n, overwrite):
@@ -282,11 +295,14 @@ def write_copies(path, n, seed, names, overwrite):
     y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
     info = soundfile.info(path)
     copies = targets(path, n, overwrite)
-    for k, target in copies.items():
-        copy, parameters = make_copy(y, sample_rate, path.name, k, seed, names)
-        with utils.whole_file(target) as temporary:
-            write_sound(temporary, copy, info)
-            note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
+    try:
+        for k, target in copies.items():
+            copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
+            with utils.whole_file(target) as temporary:
+                write_sound(temporary, copy, info)
+                note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
+    except OSError as error:
+        raise UserError(f"{path}: expected to write a copy and its line beside it, found: {error.strerror}") from None
     return len(copies)
 
 
@@ -295,54 +311,56 @@ def write_copies(path, n, seed, names, overwrite):
 COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]
 
 
-def note(path, k, row):
+def note(path, k, parameters):
     """Add the line of a copy. Raises UserError where the file is another's."""
-    log = path.with_name(LOG)
-    with utils.alone_in(path.parent), open(log, "a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    log, line = path.with_name(LOG), io.StringIO()
+    csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
+        {"file": path.name.translate({10: "\\n", 13: "\\r"}), "copy": k, **parameters})  # a line stays a line
+    header = ",".join(COLUMNS)
+    with utils.alone_in(path.parent), open(log, "ab+") as file:
         file.seek(0)
-        header = file.readline()
-        file.seek(0, os.SEEK_END)
-        if not header:
-            csv.writer(file).writerow(COLUMNS)
-        elif header.split() != [",".join(COLUMNS)]:
-            raise UserError(f"{log}: expected the columns {','.join(COLUMNS)}, found others: move it away")
-        csv.DictWriter(file, COLUMNS).writerow({"file": path.name, "copy": k, **row})
+        found = os.fsdecode(file.readline()).strip()
+        if found not in (header, ""):
+            raise UserError(f"{log}: expected the columns {header}, found others: move it away")
+        file.write(os.fsencode(f"{'' if found else header}\n{line.getvalue()}"))
 
 
 def tidy(log):
-    """Sort the lines by file and copy and keep the last of each, and remove what killed runs left an hour ago."""
-    options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with utils.alone_in(log.parent):
-        for path in log.parent.glob(".*"):  # what is younger may be a file that another run is at
+    """Sort the lines of copies, and keep the last of each: of those made again, or left by killed runs."""
+    for path in log.parent.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # a file that another run is at is younger than an hour
             if utils.TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
                 path.unlink()
-        with open(log, **options) as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-        if rows[:1] == [COLUMNS]:  # else it is another's
-            last = {(row[0], len(row[1]), row[1]): row for row in rows[1:]}
-            with utils.whole_file(log) as temporary, open(temporary, "w", **options) as file:
-                csv.writer(file).writerows([COLUMNS, *(last[key] for key in sorted(last))])
+    with utils.alone_in(log.parent):
+        header, *lines = filter(None, os.fsdecode(log.read_bytes()).split("\n"))
+        if header.strip() != ",".join(COLUMNS):
+            return
+        rows = {(row[0], len(row[1]), row[1]) if len(row) == len(COLUMNS) else (line, 0, ""): line  # strange ones stay
+                for line in lines for row in csv.reader([line])}
+        with utils.whole_file(log) as temporary:
+            temporary.write_bytes(os.fsencode("\n".join([header, *(rows[key] for key in sorted(rows)), ""])))
 
 
 def main():
     args = parse_args()
     names = chosen(args, args.n)
     sources, n_passed = read_names(args.files)
-    if not n_passed and not any(map(os.path.isfile, sources)):
-        raise UserError(f"{args.files[0]}: expected sound files, found none")
     if n_passed:
-        print(f"{n_passed} files are copies themselves, or their list: passed over")
-    to_do = {path: missing for path in sources if (missing := targets(path, args.n, args.overwrite))}
+        print(f"{n_passed} files are copies themselves, their list, or hidden: passed over")
+    elif not sources:
+        raise UserError("-: expected names of sounds on standard input, found none")
+    to_do = {path: missing for path in sources
+             if (missing := targets(path, args.n, args.overwrite)) or not os.path.isfile(path)}
     function = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
-    jobs = args.jobs or utils.jobs_for(".", [target for missing in to_do.values() for target in missing.values()])
+    jobs = args.jobs or utils.jobs_for(".", [path for path, missing in to_do.items() for _ in missing], COST)
     try:
         written, errors = utils.for_each(function, list(to_do), "Augmenting", jobs)
     finally:
-        for folder in {path.parent for path in to_do}:
-            if (folder / LOG).exists():
-                tidy(folder / LOG)
+        for log in {path.with_name(LOG) for path in to_do}:
+            with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
+                tidy(log)
     n_written, n_bad = sum(written.values()), utils.name_skipped(errors)
-    print(f"{n_written} copies written, {(len(sources) - n_bad) * args.n - n_written} were there already, "
+    print(f"{n_written} copies written, {(len(sources) - n_bad) * args.n - n_written} were there and stay as they are, "
           f"{n_bad} files skipped\nNext: python preprocess_data.py")
     return n_bad
 

@@ -202,13 +202,16 @@ def parse_args():
     parser.add_argument("--n-fft", type=utils.number(int, 2, high=2**20),
                         help="samples in a window (default: 2048 at 44.1 kHz, as long in time at other rates)")
     parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
-    parser.add_argument("--augment", type=utils.number(int, 0), default=0, metavar="N",
+    parser.add_argument("--augment", type=utils.number(int, 0, high=10**5), default=0, metavar="N",
                         help="also N altered copies of each sound, those of augment_data.py, with no sound written")
     augment_data.add_choice(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
     parser.add_argument("--jobs", type=count, help="processes (default: one a core, if worth it)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.augment and (args.only or args.without):
+        parser.error("--only and --without choose what copies get: expected --augment N, found none")
+    return args
 
 
 def stamp(path, made):
@@ -255,7 +258,7 @@ class Task(NamedTuple):
         if k == 0:
             return sound_to_spectrogram(name, self.samples, self.settings)
         y, sample_rate = utils.decode_sound(self.samples / source)
-        copy, _ = augment_data.make_copy(y, sample_rate, os.path.basename(source), k, self.seed, self.deformations)
+        copy, _ = augment_data.make_copy(y, sample_rate, self.samples / source, k, self.seed, self.deformations)
         return log_mel_spectrogram(convert([(copy, sample_rate)], self.settings), self.settings)
 
     def run(self, name):
@@ -334,7 +337,8 @@ def make_spectrograms(task, names, args):
     if to_do or former != new:
         utils.save_json(mark, {"unfinished": new})
     skipped.unlink(missing_ok=True)
-    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(task.samples, to_do),
+    sources = [task.origin(name)[0] for name in to_do]
+    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(task.samples, sources),
                             args.dask, args.strict)
     if args.dask:
         tidy(task.preproc, names)  # a worker that was lost may have left a temporary file

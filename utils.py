@@ -25,8 +25,8 @@ TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does no
 SETTINGS_FILE = "settings.json"
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.\w+")  # what whole_file leaves if the process is killed
-COPY = re.compile(r"(_aug\d+)+(?=\.[^./]*$)")  # what augment_data.py puts before the extension
+TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
+COPY = re.compile(r"(_aug\d+)+(?=(\.[^./]*)?$)")  # what augment_data.py puts before the extension
 
 
 # ---------------------------------------------------------------- the command line
@@ -117,11 +117,11 @@ def for_each(function, items, description, jobs=1, cluster=None, strict=False):
     return tuple({items[k]: found[k] for k in sorted(found)} for found in (results, errors))
 
 
-def jobs_for(folder, names):
+def jobs_for(folder, names, cost=1):
     """1 where the work would be done before processes have started, else -1: one a core."""
     # A megabyte takes 12 ms, a file 0.7 ms more, which is 1/16 of it; a copy that is to be made, a megabyte's time.
     sizes = (os.path.getsize(path) if os.path.isfile(path := Path(folder, name)) else 2**20 for name in names)
-    return 1 if sum(sizes) + 2**16 * len(names) < 2**27 else -1
+    return 1 if cost * sum(sizes) + 2**16 * len(names) < 2**27 else -1
 
 
 def attempt(function, k, item):
@@ -259,6 +259,8 @@ def alone_in(folder, waiting=None):
             if waiting:
                 print(waiting, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # nor do some network file systems, for a folder
+            pass
         yield
     finally:
         os.close(descriptor)
@@ -339,13 +341,13 @@ def reading(path):
     try:
         yield
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
-        if Path(path).is_file() and not os.access(path, os.R_OK):
+        if os.path.isfile(path) and not os.access(path, os.R_OK):
             found = "one that may not be read"
-        elif Path(path).is_file():
+        elif os.path.isfile(path):
             reason = str(getattr(error, "error_string", error)).rstrip(".")
             found = f"what libsndfile cannot read ({reason}){cure(path)}" if os.path.getsize(path) else "an empty file"
         else:
-            found = "a folder" if Path(path).is_dir() else "nothing there"
+            found = "a folder" if os.path.isdir(path) else "nothing there"
         raise UserError(f"{path}: expected a sound, found {found}") from None
 
 
