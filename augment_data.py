@@ -285,7 +285,7 @@ def write_sound(path, y, info):
 
 def targets(path, n, overwrite):
     """The copies of a sound that are to be written, by number."""
-    copies = {k: path.with_name(utils.copy_name(path.name, k)) for k in range(1, n + 1)}
+    copies = {k: Path(utils.copy_name(str(path), k)) for k in range(1, n + 1)}
     return {k: copy for k, copy in copies.items() if overwrite or not os.path.lexists(copy)}
 
 
@@ -309,20 +309,20 @@ def write_copies(path, n, seed, names, overwrite):
 # ---------------------------------------------------------------- augmentations.csv
 
 COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]
+HEADER = ",".join(COLUMNS)
 
 
 def note(path, k, parameters):
     """Add the line of a copy. Raises UserError where the file is another's."""
-    log, line = path.with_name(LOG), io.StringIO()
+    log, line = path.parent / LOG, io.StringIO()
     csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
         {"file": path.name.translate({10: "\\n", 13: "\\r"}), "copy": k, **parameters})  # a line stays a line
-    header = ",".join(COLUMNS)
     with utils.alone_in(path.parent), open(log, "ab+") as file:
         file.seek(0)
         found = os.fsdecode(file.readline()).strip()
-        if found not in (header, ""):
-            raise UserError(f"{log}: expected the columns {header}, found others: move it away")
-        file.write(os.fsencode(f"{'' if found else header}\n{line.getvalue()}"))
+        if found not in (HEADER, ""):
+            raise UserError(f"{log}: expected the columns {HEADER}, found others: move it away")
+        file.write(os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}"))
 
 
 def tidy(log):
@@ -332,13 +332,12 @@ def tidy(log):
             if utils.TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
                 path.unlink()
     with utils.alone_in(log.parent):
-        header, *lines = filter(None, os.fsdecode(log.read_bytes()).split("\n"))
-        if header.strip() != ",".join(COLUMNS):
-            return
+        header, _, text = os.fsdecode(log.read_bytes()).partition("\n")
         rows = {(row[0], len(row[1]), row[1]) if len(row) == len(COLUMNS) else (line, 0, ""): line  # strange ones stay
-                for line in lines for row in csv.reader([line])}
-        with utils.whole_file(log) as temporary:
-            temporary.write_bytes(os.fsencode("\n".join([header, *(rows[key] for key in sorted(rows)), ""])))
+                for line in text.split("\n") for row in csv.reader([line]) if row}
+        if header.strip() == HEADER:
+            with utils.whole_file(log) as temporary:
+                temporary.write_bytes(os.fsencode("\n".join([HEADER, *(rows[key] for key in sorted(rows)), ""])))
 
 
 def main():
@@ -356,7 +355,7 @@ def main():
     try:
         written, errors = utils.for_each(function, list(to_do), "Augmenting", jobs)
     finally:
-        for log in {path.with_name(LOG) for path in to_do}:
+        for log in {path.parent / LOG for path in to_do}:
             with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
                 tidy(log)
     n_written, n_bad = sum(written.values()), utils.name_skipped(errors)

@@ -393,10 +393,10 @@ def test_what_is_no_sound_is_named_and_the_rest_done(sounds):
     soundfile.write(folder / "silent.wav", np.zeros(8000), 8000)
     bad = [folder / name for name in ("empty.wav", "notes.txt", "broken.wav", "folder.wav", "none.wav", "silent.wav",
                                       "missing.wav")]
-    result = run("augment_data.py", 2, *bad, folder / "00.wav", folder / "01.wav", cwd=sounds, status=1)
-    assert "4 copies written, 0 were there and stay as they are, 7 files skipped" in result.stdout
+    result = run("augment_data.py", 2, *bad, ".", "/", folder / "00.wav", folder / "01.wav", cwd=sounds, status=1)
+    assert "4 copies written, 0 were there and stay as they are, 9 files skipped" in result.stdout
     lines = [line for line in result.stderr.splitlines() if line.startswith("skipped")]
-    assert len(lines) == 7 and all(any(path.name in line for line in lines) for path in bad)
+    assert len(lines) == 9 and all(any(path.name in line for line in lines) for path in bad)
     assert not list(folder.glob(".*")) and len(list(folder.glob("*_aug*"))) == 4
 
 
@@ -416,6 +416,9 @@ def test_choices_that_leave_nothing_to_do_get_one_line(tmp_path, args, words):
 
 
 def test_the_users_own_table_is_left_alone(sounds):
+    (sounds / "Samples/high" / augment_data.LOG).touch()
+    (sounds / "Samples/high/notes.txt").touch()
+    run("augment_data.py", 1, sounds / "Samples/high/notes.txt", cwd=sounds, status=1)
     log = sounds / "Samples/low" / augment_data.LOG
     log.write_text("file,stars\n00.wav,5\n")
     said = run("augment_data.py", 1, log.with_name("00.wav"), cwd=sounds, status=1).stderr
