@@ -58,7 +58,7 @@ DEFORMATIONS = {
     "dynamics": {"compression": one_of(*PRESETS), "compression_share": between(0.5, 1)},
     "gain": {"gain_db": between(-20, -1)},  # louder would meet full scale, be scaled back, and be the original again
     "noise": {"noise": one_of(*FALL), "snr_db": between(15, 40)},
-    "shift": {"shift_share": between(-0.1, 0.1), "shift_fill": one_of("silence", "rotation")},
+    "shift": {"shift_share": between(0, 0.1), "shift_fill": one_of("silence", "rotation")},  # sooner, hits fall off
     "polarity": {"polarity": one_of(-1)},
 }
 PARAMETERS = [parameter for parameters in DEFORMATIONS.values() for parameter in parameters]
@@ -144,15 +144,15 @@ def compress(y, sample_rate, preset, share=1):
 
 
 def shift(y, share, fill):
-    """Move y later, or sooner, by a share of its length, at least a sample.
+    """Move y later by a share of its length, at least a sample.
 
-    What falls off comes in again (rotation), or silence does, but where nothing would be left to hear.
+    What falls off comes in at the start (rotation), or silence does, but where nothing would be left to hear.
     """
-    n = int(np.copysign(np.ceil(abs(share) * len(y)), share))
-    rotated = np.roll(y, n, axis=0)
-    copy = rotated.copy()
-    copy[slice(n) if n > 0 else slice(n, None)] = 0
-    return copy if fill == "silence" and copy.any() else rotated
+    n = max(1, round(share * len(y)))
+    copy = np.roll(y, n, axis=0)
+    if fill == "silence" and y[:-n].any():
+        copy[:n] = 0
+    return copy
 
 
 def noise_like(y, sample_rate, color, rng):
@@ -215,7 +215,7 @@ def make_copy(y, sample_rate, path, k, seed=0, names=tuple(DEFORMATIONS)):
 
 def subset(text):
     """The argparse type of names of deformations, in their own order."""
-    found = text.split(",")
+    found = [name.strip() for name in text.split(",")]
     if unknown := [name for name in found if name not in DEFORMATIONS]:
         raise argparse.ArgumentTypeError(f"expected names out of {','.join(DEFORMATIONS)}, found {unknown[0]!r}")
     return tuple(name for name in DEFORMATIONS if name in found)
@@ -321,7 +321,7 @@ def note(path, k, parameters):
         file.seek(0)
         found = os.fsdecode(file.readline()).strip()
         if found not in (HEADER, ""):
-            raise UserError(f"{log}: expected the columns {HEADER}, found others: move it away")
+            raise UserError(f"{path}: expected {LOG} beside it to be of copies, found other columns: move it away")
         file.write(os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}"))
 
 
@@ -355,12 +355,13 @@ def main():
     try:
         written, errors = utils.for_each(function, list(to_do), "Augmenting", jobs)
     finally:
-        for log in {path.parent / LOG for path in to_do}:
+        for log in {path.parent / LOG for path in sources}:
             with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
                 tidy(log)
-    n_written, n_bad = sum(written.values()), utils.name_skipped(errors)
-    print(f"{n_written} copies written, {(len(sources) - n_bad) * args.n - n_written} were there and stay as they are, "
-          f"{n_bad} files skipped\nNext: python preprocess_data.py")
+    n_there = len(sources) * args.n - sum(map(len, to_do.values()))
+    n_bad = utils.name_skipped(errors)
+    print(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, {n_bad} files skipped\n"
+          "Next: python preprocess_data.py")
     return n_bad
 
 

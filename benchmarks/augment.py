@@ -16,6 +16,7 @@ after it go to preprocessing.
     python benchmarks/augment.py FSDD
     python benchmarks/augment.py FSDD --without dynamics
 """
+import argparse
 import hashlib
 import json
 import os
@@ -263,11 +264,18 @@ def compare_accuracy(fsdd, flags):
     print(f"mean over three seeds: without {without:.2f} %, with --augment 4 {with_copies:.2f} %")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 1:
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, help="a picture to write, or the folder of digits")
+    args, flags = parser.parse_known_args()
+    if args.path is None:
         compare_times()
         compare_sound()
-    elif sys.argv[1].endswith(".png"):
-        draw_deformations(sys.argv[1])
+    elif args.path.suffix == ".png":
+        draw_deformations(args.path)
     else:
-        compare_accuracy(Path(sys.argv[1]), sys.argv[2:])
+        compare_accuracy(args.path, flags)
+
+
+if __name__ == "__main__":
+    main()
