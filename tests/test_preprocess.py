@@ -1,5 +1,6 @@
 """Preprocessing reads whatever the folder holds, does what is missing and no more, and survives being killed."""
 import csv
+import errno
 import json
 import os
 import random
@@ -469,3 +470,14 @@ def test_dask_address_that_nobody_answers_is_one_line_and_changes_nothing(sounds
 def test_preproc_that_is_samples_is_refused(sounds):
     line = one_line("preprocess_data.py", "--preproc", "Samples/../Samples", cwd=sounds)
     assert "expected another folder than --samples" in line
+
+
+def test_folder_that_cannot_be_locked_is_worked_on_all_the_same(tmp_path, monkeypatch):
+    """As on some network file systems."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(descriptor, operation):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with utils.alone_in(tmp_path):
+        (tmp_path / "x").touch()
