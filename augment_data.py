@@ -62,7 +62,7 @@ DEFORMATIONS = {
     "polarity": {"polarity": one_of(-1)},
 }
 PARAMETERS = [parameter for parameters in DEFORMATIONS.values() for parameter in parameters]
-STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])  # whose multiples, modulo 1, never come close
+STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])  # whose multiples, modulo 1, keep apart
 
 
 def generator(seed, name, use):
@@ -93,7 +93,7 @@ def draw(seed, name, k, names):
 def stretch(y, sample_rate, speed):
     """Play y at `speed` times its speed and keep its pitch. [shape=(round(n_samples / speed), n_channels)]
 
-    Signalsmith Stretch: its cheaper preset keeps chords as well as its other one, and clicks sharp, in half the time.
+    Signalsmith Stretch, its cheaper preset: nearly the sound of the other one in six tenths of the time.
     """
     from python_stretch import Signalsmith
     stretcher = Signalsmith.Stretch(0)  # the seed of its random phases
@@ -335,9 +335,10 @@ def tidy(log):
         header, _, text = os.fsdecode(log.read_bytes()).partition("\n")
         rows = {(row[0], len(row[1]), row[1]) if len(row) == len(COLUMNS) else (line, 0, ""): line  # strange ones stay
                 for line in text.split("\n") for row in csv.reader([line]) if row}
-        if header.strip() == HEADER:
+        tidied = os.fsencode("\n".join([HEADER, *(rows[key] for key in sorted(rows)), ""]))
+        if header.strip() == HEADER and tidied != log.read_bytes():
             with utils.whole_file(log) as temporary:
-                temporary.write_bytes(os.fsencode("\n".join([HEADER, *(rows[key] for key in sorted(rows)), ""])))
+                temporary.write_bytes(tidied)
 
 
 def main():
