@@ -20,7 +20,7 @@ test: .venv/installed  ## the linter and all tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1' 'jax>=0.5' 'tensorboard>=2.19'
 	touch $@
 
 .PHONY: bench demo test

@@ -11,7 +11,7 @@ import numpy as np
 
 import utils
 from preprocess_data import FeatureSettings
-from train_network import find_source, read_spectrograms
+from train_network import find_source, new_figure, read_spectrograms, save_figure
 from utils import UserError
 
 RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"
@@ -71,17 +71,6 @@ def write_scores(path, names, y, scores, classes):
 
 
 # ---------------------------------------------------------------- pictures
-
-def new_figure(width, height):
-    """A figure that needs no display."""
-    from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure, path):
-    with utils.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
 
 def plain(name):
     """A class name as Matplotlib shows it to the letter: $ would begin a formula."""
@@ -165,7 +154,7 @@ def main():
     network, info = models.load(args.weights)
     spectrograms, n_bad = read_test_sounds(args, info)
     names, classes = list(spectrograms), info["classes"]
-    scores = models.predict(network, list(spectrograms.values()))  # (n_test, n_classes)
+    scores = models.predict(network, (spectrograms[name] for name in names))  # (n_test, n_classes)
     y = models.one_hot(names, classes).argmax(axis=1)  # (n_test,)
     report = measure(y, scores, info)
     tell(report, names, y, scores)

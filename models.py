@@ -1,21 +1,24 @@
-"""The networks, how they are fed and when they stop, and the file that they are saved in.
+"""The networks, how they are fed and trained, and the file that they are saved in.
 
-A weights file is Keras's .keras archive with one member more, training.json: classes, feature settings and
-the sounds of each side of the split. It alone is enough to score a sound.
+A weights file is Keras's .keras archive with one member more, training.json: classes, feature settings, how it was
+trained and the sounds of each side of the split. It alone is enough to score a sound. The same code runs on
+TensorFlow, JAX and PyTorch; the environment variable KERAS_BACKEND chooses.
 """
 import contextlib
+import itertools
 import json
 import math
 import os
 import sys
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from preprocess_data import AMIN, TOP_DB
-from utils import UserError, class_of, whole_file
+from utils import UserError, bar, class_of, whole_file
 
 
 @contextlib.contextmanager
@@ -51,11 +54,14 @@ def choose_n_frames(spectrograms):
 
 def pad_to(spectrogram, n_frames):
     """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(..., n_mels, n_frames or more)]"""
-    missing = max(0, n_frames - spectrogram.shape[-1])
+    missing = n_frames - spectrogram.shape[-1]
+    if missing <= 0:
+        return spectrogram
     # What silence measures beside this sound: 0 dB would be loud.
     silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)
-    margins = [(0, 0)] * (spectrogram.ndim - 1) + [(missing // 2, missing - missing // 2)]
-    return np.pad(spectrogram, margins, constant_values=silence)
+    padded = np.full((*spectrogram.shape[:-1], n_frames), silence, np.float32)
+    padded[..., missing // 2:missing // 2 + spectrogram.shape[-1]] = spectrogram
+    return padded
 
 
 def windows_of(spectrogram, n_frames):
@@ -68,68 +74,73 @@ def windows_of(spectrogram, n_frames):
 
 def one_hot(names, classes):
     """The classes of sounds as rows of zeros and a one. [shape=(len(names), len(classes)), float32]"""
-    return np.eye(len(classes), dtype=np.float32)[[classes.index(class_of(name)) for name in names]]
+    index = {name: k for k, name in enumerate(classes)}
+    return np.eye(len(classes), dtype=np.float32)[[index[class_of(name)] for name in names]]
 
 
 class Batches(keras.utils.PyDataset):
-    """Training batches: a window of each sound, in an order and with changes that follow from the seed.
+    """Training batches: a window of each sound, in an order and with changes that follow from seed and epoch.
 
-    Yields float32 windows [shape=(batch, ..., n_mels, n_frames)] in dB and targets [shape=(batch, n_classes)].
-    Where the recipe says `vary`, windows are shifted in time, mixed with one another and masked in bands and in
-    time, and targets are mixed alike and smoothed.
+    Yields windows [shape=(batch_size, ..., n_mels, n_frames), float32, dB], targets [shape=(batch_size, n_classes)].
+    As the recipe says, windows are shifted in time (a share of the window), mixed with one another (the alpha of
+    mixup), masked in bands and in time (so many of each), and targets mixed alike and smoothed.
+    fill: what masks put in, a level a band. host: (k, n) for the part of each batch of the k-th of n hosts.
     """
 
-    SHIFT, MIXUP, MASKS, MASK_SHARE, SMOOTHING = 0.1, 0.3, 2, 1 / 8, 0.05
+    MASK_SHARE = 1 / 8
 
-    def __init__(self, spectrograms, targets, n_frames, recipe, seed):
-        super().__init__()
-        self.spectrograms, self.targets, self.n_frames = spectrograms, targets, n_frames
-        self.batch_size, self.vary, self.seed, self.epoch = recipe["batch_size"], recipe["vary"], seed, 0
+    def __init__(self, spectrograms, info, fill, host=(0, 1)):
+        super().__init__(workers=2)  # threads that build batches while the network learns from others
+        self.spectrograms, self.names, self.fill, self.host = spectrograms, info["train"], fill, host
+        self.targets, self.n_frames = one_hot(info["train"], info["classes"]), info["n_frames"]
+        self.recipe, self.seed = info["recipe"], info["seed"]
         # A small set comes round several times in an epoch: patience is counted in epochs.
-        self.n_items = max(len(spectrograms), recipe["min_steps"] * self.batch_size)
-        self.mean = np.mean([s.mean(axis=-1) for s in spectrograms], axis=0)[..., None]  # (..., n_mels, 1): a mask's
+        self.n_steps = max(math.ceil(len(self.names) / self.recipe["batch_size"]), self.recipe["min_steps"])
+        self.begin(0)
+
+    def begin(self, epoch):
+        """Draw the order of an epoch. The last batch is filled from the next round: all have one shape."""
+        rng, n = np.random.default_rng([self.seed, epoch]), self.n_steps * self.recipe["batch_size"]
+        rounds = [rng.permutation(len(self.names)) for _ in range(math.ceil(n / len(self.names)))]
+        self.epoch, self.order = epoch, np.concatenate(rounds)[:n]
 
     def __len__(self):
-        return math.ceil(self.n_items / self.batch_size)
-
-    def on_epoch_end(self):
-        self.epoch += 1
+        return self.n_steps
 
     def __getitem__(self, step):
-        order = np.random.default_rng([self.seed, self.epoch])
-        n_rounds = math.ceil(self.n_items / len(self.spectrograms))
-        rows = np.concatenate([order.permutation(len(self.spectrograms)) for _ in range(n_rounds)])[:self.n_items]
-        rows = rows[step * self.batch_size:(step + 1) * self.batch_size]
-        rng = np.random.default_rng([self.seed, self.epoch, step])
-        x = np.stack([self.window(self.spectrograms[row], rng) for row in rows])  # (batch, ..., n_mels, n_frames)
-        y = self.targets[rows]  # (batch, n_classes)
-        return self.varied(x, y, rng) if self.vary else (x, y)
+        size = self.recipe["batch_size"]
+        rows, rng = self.order[step * size:(step + 1) * size], np.random.default_rng([self.seed, self.epoch, step])
+        x = np.stack([self.window(self.spectrograms[self.names[row]], rng) for row in rows])
+        x, y = self.mixed(x, self.targets[rows], rng)
+        self.mask(x, rng)
+        y = y * (1 - self.recipe["smoothing"]) + self.recipe["smoothing"] / y.shape[1]
+        k, n_hosts = self.host
+        return np.array_split(x, n_hosts)[k], np.array_split(y, n_hosts)[k]
 
     def window(self, spectrogram, rng):
         """A random window; of a sound that fits, one that holds it whole or all but a little."""
-        margin = round(self.SHIFT * self.n_frames) if self.vary else 0
+        margin = round(self.recipe["shift"] * self.n_frames)
         padded = pad_to(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
         return padded[..., start:start + self.n_frames]
 
-    def varied(self, x, y, rng):
-        """Mixup (Zhang 2018), bands and times masked (Park 2019), labels smoothed. Changes no array given."""
-        partner = rng.permutation(len(x))
-        share = rng.beta(self.MIXUP, self.MIXUP, len(x)).astype(np.float32)
-        share = np.maximum(share, 1 - share)
-        x, y = (share.reshape(-1, *[1] * (a.ndim - 1)) * (a - a[partner]) + a[partner] for a in (x, y))
-        for window in x:
-            for _ in range(self.MASKS):
-                bands, frames = (self.mask(size, rng) for size in window.shape[-2:])
-                window[..., bands, :] = self.mean[..., bands, :]
-                window[..., frames] = self.mean
-        return x, y * (1 - self.SMOOTHING) + self.SMOOTHING / y.shape[1]
+    def mixed(self, x, y, rng):
+        """Each window with a share of another, and its target alike (mixup, Zhang 2018)."""
+        if not self.recipe["mixup"]:
+            return x, y
+        partner, share = rng.permutation(len(x)), rng.beta(self.recipe["mixup"], self.recipe["mixup"], len(x))
+        share = np.minimum(share, 1 - share).astype(np.float32)  # of the other
+        return (a + share.reshape(-1, *[1] * (a.ndim - 1)) * (a[partner] - a) for a in (x, y))
 
-    def mask(self, size, rng):
-        """A random slice of up to MASK_SHARE of an axis."""
-        width = rng.integers(int(size * self.MASK_SHARE) + 1)
-        start = rng.integers(size - width + 1)
-        return slice(start, start + width)
+    def mask(self, x, rng):
+        """Put each band's mean into random bands and times of each window, in place (Park 2019)."""
+        widths = rng.integers([int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]],
+                              size=(len(x), self.recipe["masks"], 2))
+        starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
+        for window, begins, ends in zip(x, starts, starts + widths):
+            for (band, frame), (band_end, frame_end) in zip(begins, ends):
+                window[..., band:band_end, :] = self.fill[..., band:band_end, :]
+                window[..., frame:frame_end] = self.fill
 
 
 # ---------------------------------------------------------------- the networks
@@ -174,37 +185,76 @@ def original_network(x, n_layers, filters):
     return layers.Dropout(0.5)(x)
 
 
+BODIES = {"default": default_network, "original": original_network}
 RECIPES = {  # what each network is trained with unless a flag says otherwise
-    "default": dict(body=default_network, layers=3, filters=16, batch_size=32, learning_rate=2e-3,
-                    optimizer=lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.05, clipnorm=1.0),
-                    vary=True, anneal=True, min_steps=30, patience=4),
-    "original": dict(body=original_network, layers=4, filters=32, batch_size=128, learning_rate=1.0,
-                     optimizer=keras.optimizers.Adadelta, vary=False, anneal=False, min_steps=1, patience=20),
+    "default": dict(layers=3, filters=16, batch_size=32, learning_rate=2e-3, mixup=0.3, masks=2, shift=0.1,
+                    class_weights="balanced", smoothing=0.05, anneal=True, min_steps=30, patience=4),
+    "original": dict(layers=4, filters=32, batch_size=128, learning_rate=1.0, mixup=0, masks=0, shift=0,
+                     class_weights="none", smoothing=0, anneal=False, min_steps=1, patience=20),
 }
 
 
-def build(recipe, spectrograms, n_classes, n_frames):
-    """A compiled network for windows [shape=(batch, n_mels, n_frames)] in dB -> class probabilities.
+def build(name, recipe, spectrograms, n_classes, n_frames):
+    """The network `name` for windows [shape=(batch, n_mels, n_frames)] in dB -> class probabilities.
 
     Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds. Windows of several
     channels [shape=(batch, channels, n_mels, n_frames)] are as well, each channel for itself.
     """
-    shape, n_all = spectrograms[0].shape[:-1], sum(s.shape[-1] for s in spectrograms)  # (..., n_mels)
-    mean = sum(s.sum(axis=-1, dtype=float) for s in spectrograms) / n_all
-    variance = sum(((s - mean[..., None]) ** 2).sum(axis=-1) for s in spectrograms) / n_all
+    n, total, squares = 0, 0, 0  # summed as they come: they need not be in memory together
+    for s in spectrograms:
+        n, total, squares = n + s.shape[-1], total + s.sum(-1, float), squares + np.square(s, dtype=float).sum(-1)
+    mean, shape = total / n, total.shape  # (..., n_mels)
+    variance = np.maximum(squares / n - mean**2, 0) + 1e-3  # silence has none
     inputs = keras.Input((*shape, n_frames))
-    axes = tuple(range(1, 1 + len(shape)))
-    x = layers.Normalization(axis=axes, mean=mean, variance=variance + 1e-3)(inputs)  # silence has no variance
+    x = layers.Normalization(axis=tuple(range(1, 1 + len(shape))), mean=mean, variance=variance)(inputs)
     x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
     x = layers.Permute((2, 3, 1))(x)  # (batch, n_mels, n_frames, channels)
-    x = recipe["body"](x, recipe["layers"], recipe["filters"])
-    network = keras.Model(inputs, layers.Dense(n_classes, activation="softmax")(x))
-    network.compile(recipe["optimizer"](recipe["learning_rate"]), "categorical_crossentropy",
-                    metrics=["accuracy"])
-    return network
+    x = BODIES[name](x, recipe["layers"], recipe["filters"])
+    return keras.Model(inputs, layers.Dense(n_classes, activation="softmax")(x))
+
+
+def with_new_head(network, n_classes):
+    """The same network up to its last layer, which is replaced by one for other classes."""
+    return keras.Model(network.input, layers.Dense(n_classes, activation="softmax")(network.layers[-2].output))
+
+
+def band_means(network):
+    """The mean of each mel band that the network's input is normalised by, in dB. [shape=(..., n_mels, 1), float32]"""
+    return np.asarray(keras.ops.convert_to_numpy(network.layers[1].mean), np.float32)[0]
+
+
+def compile_for(name, network, recipe):
+    rate = recipe["learning_rate"]
+    optimizer = (keras.optimizers.Adadelta(rate) if name == "original" else
+                 keras.optimizers.AdamW(rate, weight_decay=0.05, clipnorm=1.0))
+    network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+    optimizer.build(network.trainable_variables)
 
 
 # ---------------------------------------------------------------- training
+
+def recipe_of(args):
+    """The recipe of args.network, with what the flags change. [a dict]"""
+    recipe = RECIPES[args.network] | {"epochs": args.epochs}
+    return recipe | {key: value for key, value in vars(args).items() if key in recipe and value is not None}
+
+
+def backend_and_device(network):
+    try:
+        device = keras.distribution.list_devices()[0]
+    except AttributeError:  # with PyTorch, Keras has no such list
+        device = network.weights[0].value.device
+    return f"{keras.backend.backend()} on {device}"
+
+
+def tensorboard(folder, network):
+    """Keras's writer of scores, for a network that is trained an epoch at a time. Raises UserError."""
+    if not (find_spec("tensorboard") and find_spec("tensorflow")):
+        raise UserError("--tensorboard: expected the package tensorboard, found none: pip install tensorboard")
+    board = keras.callbacks.TensorBoard(folder, write_graph=False)
+    board.set_model(network)
+    return board
+
 
 def use_seed(seed):
     """Seed Keras and have TensorFlow add in one order: the same seed gives the same weights."""
@@ -214,89 +264,98 @@ def use_seed(seed):
         tensorflow.config.experimental.enable_op_determinism()
 
 
-class StopWhenStalled(keras.callbacks.Callback):
-    """Hold the learning rate while there is progress, then let it fall to zero and stop.
+def state_path(path):
+    """Where a training that has not ended keeps all that it needs to go on."""
+    return path.with_name(f"{path.stem}.unfinished.npz")
 
-    Progress is a validation loss 5 % below the best so far, or while annealing is to come, such a training
-    loss: it is smoother, and a small set's validation is often lucky or unlucky for many epochs. After
-    `patience` epochs without, the rate falls for a third as long as it was held; at the latest it falls in time
-    to end with the last epoch allowed. Without `anneal` the rate stays, and training stops there.
+
+def save_state(path, network, info, history):
+    arrays = [keras.ops.convert_to_numpy(v) for v in network.variables + network.optimizer.variables]
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, *arrays, said=np.frombuffer(json.dumps([info, history]).encode(), np.uint8))
+
+
+def load_state(path):
+    """The info, the epochs and the variables of a training that was stopped. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as state:
+            return *json.loads(state["said"].tobytes()), [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: expected a training to go on with, found {error}; --fresh starts again") from None
+
+
+def assign(network, values):
+    for variable, value in zip(network.variables + network.optimizer.variables, values, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def naming_memory(batch_size):
+    """Turn what the backends raise where memory runs out into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__} {error}".lower()
+        words = "memoryerror", "resourceexhausted", "resource_exhausted", "out of memory", "can't allocate memory"
+        if not any(word in text for word in words):
+            raise
+        raise UserError(f"--batch-size {batch_size}: expected network and batch to fit into memory, found no more; "
+                        f"try --batch-size {max(1, batch_size // 2)}, or fewer --filters or --layers") from None
+
+
+def new_network(spectrograms, info, start):
+    """A network for the training that info tells of: new, or grown from the weights file `start`."""
+    recipe, n_classes = info["recipe"], len(info["classes"])
+    if start is None:
+        n_frames = choose_n_frames(spectrograms[name] for name in info["train"])
+        network = build(info["network"], recipe, (spectrograms[name] for name in info["train"]), n_classes, n_frames)
+    else:
+        network, earlier = load(start)
+        if earlier["features"] != info["features"]:
+            raise UserError(f"--weights {start}: expected spectrograms made as for it, {earlier['features']}, "
+                            f"found {info['features']}; preprocess with its settings")
+        if earlier["classes"] == info["classes"]:
+            print(f"Starts from {start}, of the same classes")
+        else:
+            print(f"Starts from {start}: its body is kept, the last layer is new for these {n_classes} classes")
+            network = with_new_head(network, n_classes)
+    compile_for(info["network"], network, recipe)
+    return network
+
+
+def devices(n):
+    """(scope, k, n_hosts): within scope() a network trains on n devices, or on all of n_hosts; this is host k of them.
+
+    Several hosts are told of one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
     """
-
-    def __init__(self, learning_rate, epochs, patience, anneal):
-        super().__init__()
-        self.learning_rate, self.epochs, self.patience, self.anneal = learning_rate, epochs, patience, anneal
-        self.best, self.last_progress, self.fall = {}, 0, None  # fall: (first epoch, how many)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if not self.anneal:
-            return
-        rate = self.learning_rate * (0.25 if epoch == 0 else 1)  # a gentle start
-        remaining = self.epochs - epoch
-        if self.fall is None and remaining <= math.ceil(self.epochs / 3):
-            self.fall = epoch, remaining
-        if self.fall:
-            first, n_epochs = self.fall
-            rate *= 1 - (epoch - first + 0.5) / n_epochs
-        self.model.optimizer.learning_rate = rate
-
-    def on_epoch_end(self, epoch, logs=None):
-        for key in ("val_loss", "loss") if self.anneal or "val_loss" not in logs else ("val_loss",):
-            if logs.get(key, math.inf) < 0.95 * self.best.get(key, math.inf):
-                self.best[key], self.last_progress = logs[key], epoch
-        stalled = epoch - self.last_progress >= self.patience
-        if self.fall:
-            self.model.stop_training = epoch + 1 >= sum(self.fall)
-        elif stalled and self.anneal:
-            self.fall = epoch + 1, max(5, (epoch + 1) // 3)
-        elif stalled:
-            self.model.stop_training = True
+    hosts = "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
+    if not hosts and n in (None, 1):
+        return contextlib.nullcontext, 0, 1
+    if keras.backend.backend() != "jax":
+        raise UserError(f"--devices {n or 'of several hosts'}: expected KERAS_BACKEND=jax, "
+                        f"found {keras.backend.backend()}")
+    if hosts:
+        keras.distribution.initialize()
+    import jax
+    found = keras.distribution.list_devices()
+    if n and n > len(found):
+        raise UserError(f"--devices {n}: expected so many devices, found {len(found)}: {', '.join(found)}")
+    parallel = keras.distribution.DataParallel(devices=found[:n], auto_shard_dataset=False)
+    return parallel.scope, jax.process_index(), jax.process_count()
 
 
-class SaveBest(keras.callbacks.Callback):
-    """Save the network whenever its loss on the validation sounds is the lowest so far; a line an epoch."""
-
-    def __init__(self, path, info):
-        super().__init__()
-        self.path, self.info, self.best_loss, self.best = path, info, math.inf, None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        loss = logs.get("val_loss", logs["loss"])  # a set too small to validate on has the training loss
-        saved = loss < self.best_loss
-        scores = "  ".join(f"{key.replace('val_', 'validation ')} {value:.4f}" for key, value in logs.items())
-        if saved:
-            self.best_loss, self.best = loss, f"epoch {epoch + 1}: {scores}"
-            save(self.model, self.info, self.path)
-        seconds = time.perf_counter() - self.began
-        print(f"epoch {epoch + 1:4d}  {seconds:5.1f} s  {scores}{'  saved' * saved}", flush=True)
-
-
-def train(recipe, spectrograms, info, epochs, path):
-    """Train a network on info["train"], choose its weights by info["validation"], save them with info to `path`."""
-    use_seed(info["seed"])
-    targets = {side: one_hot(info[side], info["classes"]) for side in ("train", "validation")}
-    sounds = [spectrograms[name] for name in info["train"]]
-    n_frames = choose_n_frames(sounds)
-    network = build(recipe, sounds, len(info["classes"]), n_frames)
-    seconds = n_frames * info["features"]["hop_length"] / info["features"]["sample_rate"]
-    print(f"Network: {info['network']}, {network.count_params()} weights, window {n_frames} frames ({seconds:.2f} s), "
-          f"{keras.backend.backend()} on {keras.distribution.list_devices()[0]}", flush=True)
-    batches = Batches(sounds, targets["train"], n_frames, recipe, info["seed"])
-    validation = [windows_of(spectrograms[name], n_frames) for name in info["validation"]]
-    if validation:  # losses count windows: a long sound has several
-        y = np.repeat(targets["validation"], [len(w) for w in validation], axis=0)
-        validation = np.concatenate(validation), y
-    best = SaveBest(path, info | {"n_frames": n_frames})
-    began = time.perf_counter()
-    network.fit(batches, epochs=epochs, validation_data=validation or None, verbose=0, callbacks=[
-        StopWhenStalled(recipe["learning_rate"], epochs, recipe["patience"], recipe["anneal"]), best,
-        keras.callbacks.TerminateOnNaN()])
-    if best.best is None:
-        raise UserError(f"{path}: expected a finite loss to save weights at, found none; take a lower --learning-rate")
-    print(f"Training took {time.perf_counter() - began:.0f} s\n{path}: best is {best.best}")
+def fit_epoch(network, batches, epoch, weights):
+    """Train for an epoch, behind a bar on a terminal. Returns loss, accuracy and clips per second."""
+    callbacks, began = [], time.perf_counter()
+    with bar(f"epoch {epoch + 1}", len(batches), True) if sys.stdout.isatty() else contextlib.nullcontext() as show:
+        if show:
+            callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: show(step + 1, ""))]
+        batches.begin(epoch)
+        logs = network.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False,
+                           class_weight=weights, callbacks=callbacks).history
+    n_clips, seconds = len(batches) * batches.recipe["batch_size"], time.perf_counter() - began
+    return {"loss": logs["loss"][0], "accuracy": logs["accuracy"][0],
+            "seconds": seconds, "clips_per_second": n_clips / seconds}
 
 
 # ---------------------------------------------------------------- the weights file and its use
@@ -304,7 +363,7 @@ def train(recipe, spectrograms, info, epochs, path):
 def save(network, info, path):
     """Write network and info to `path`, at once or not at all: it can be read at every moment."""
     with whole_file(path) as temporary:
-        network.save(temporary)
+        network.save(temporary, include_optimizer=False)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
 
@@ -324,10 +383,13 @@ def load(path):
 
 def predict(network, spectrograms, batch_size=64):
     """Class probabilities of sounds of any length, each the mean over its windows. [shape=(n_sounds, n_classes)]"""
-    n_frames, scores = network.input_shape[-1], []
-    for start in range(0, len(spectrograms), batch_size):  # some at a time: memory stays flat
-        windows = [windows_of(s, n_frames) for s in spectrograms[start:start + batch_size]]
-        probabilities = network.predict(np.concatenate(windows), batch_size=batch_size, verbose=0)
-        ends = np.cumsum([len(w) for w in windows])[:-1]
-        scores += [part.mean(axis=0) for part in np.split(probabilities, ends)]
-    return np.array(scores)
+    n_frames, owners, probabilities = network.input_shape[-1], [], []
+    windows = ((k, window) for k, s in enumerate(spectrograms) for window in windows_of(s, n_frames))
+    while batch := list(itertools.islice(windows, batch_size)):  # some at a time: memory stays flat
+        rows, x = zip(*batch)
+        x = np.stack(x + x[-1:] * (batch_size - len(x)))  # of one shape always: JAX compiles once
+        probabilities.append(np.asarray(network.predict_on_batch(x))[:len(rows)])
+        owners += rows
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    sums = np.add.reduceat(np.concatenate(probabilities), starts, dtype=float)
+    return sums / np.diff(starts, append=len(owners))[:, None]

@@ -1,72 +1,40 @@
 """Train a network to tell the classes of sounds apart.
 
-Reads Preproc/, or where that is empty Samples/. Writes the weights, with all that is needed to use them.
-One sound in five of each class is kept for eval_network.py and never looked at.
+Reads Preproc/, or where that is empty Samples/. Writes the weights, with all that is needed to use them, and to
+Results/: training_log.csv and training_curves.png. One sound in five of each class is kept for eval_network.py and
+never looked at. Stopped at any moment, the same command goes on from the last epoch.
 
     python train_network.py
 """
+import contextlib
+import csv
 import dataclasses
 import hashlib
-import io
-import json
+import math
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+import preprocess_data
 import utils
-from preprocess_data import FeatureSettings, default_settings, rate_of_most, sound_to_spectrogram
+from preprocess_data import FeatureSettings, load_settings, load_spectrogram, sound_to_spectrogram
 from utils import UserError, class_of, source_of
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+SIDES = "train", "validation", "test"
+LOG, CURVES = "training_log.csv", "training_curves.png"
+MOST_LINES = 40  # of the table of classes
 
 
 # ---------------------------------------------------------------- where spectrograms come from: Preproc/ or Samples/
-
-def load_settings(preproc):
-    """The settings that `preproc` was made with, None where it holds no spectrogram. Raises UserError."""
-    path = Path(preproc, utils.SETTINGS_FILE)
-    if not Path(preproc).is_dir() or not (path.exists() or utils.list_spectrograms(preproc)):
-        return None
-    try:
-        return FeatureSettings(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path}: expected the settings of finished preprocessing, found none that are whole; "
-                        "run preprocess_data.py again") from None
-
-
-@lru_cache(maxsize=4096)
-def parse_header(head):
-    """The shape, order, type and offset of an array from the first bytes of its .npy file: half the time of loading."""
-    file = io.BytesIO(head)
-    np.lib.format.read_magic(file)
-    return *np.lib.format.read_array_header_1_0(file), file.tell()
-
-
-def load_spectrogram(name, folder, settings):
-    """The spectrogram of one sound from `folder`. Raises UserError for a file that is not one."""
-    path = f"{folder}/{name}.npy"
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-        shape, by_columns, dtype, offset = parse_header(data[:128])
-        array = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if by_columns else "C")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
-    expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
-    right = array.dtype == np.float32 and array.shape[:-1] == expected and array.size
-    if not right or not np.isfinite(array).all():
-        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
-                        f"{array.shape}{' with NaN' if right else ''}; remove it and preprocess again")
-    return array
-
 
 class Source(NamedTuple):
     """Where spectrograms come from."""
@@ -87,19 +55,43 @@ def find_source(samples, preproc, settings=None):
     if kept is not None:
         print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
     names, _ = utils.find_sounds(samples)
-    settings = settings or default_settings(rate_of_most(samples, names))
+    settings = settings or preprocess_data.default_settings(preprocess_data.rate_of_most(samples, names))
     return Source(samples, names, utils.list_classes(samples), settings, sound_to_spectrogram)
 
 
-def read_spectrograms(source, names):
+class Streamed(dict):
+    """Spectrograms by name that do not fit into memory together: each is read by read(name) when it is asked for."""
+
+    def __getitem__(self, name):
+        return self.read(name)
+
+
+def half_of_memory():
+    """Half of the memory that this process may use, in bytes."""
+    limit = 2**33  # where it cannot be known
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # a container's
+    return limit // 2
+
+
+def read_spectrograms(source, names, memory=None):
     """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
 
-    Returns a dict from name to spectrogram in the order of names, and how many could not be read.
+    Returns a mapping from name to spectrogram in the order of names, and how many could not be read. Where the files
+    hold more than `memory` bytes, each is read once now to find the bad ones, and again whenever it is asked for.
     """
     read = partial(source.read, folder=source.folder, settings=source.settings)
-    jobs = utils.jobs_for(source.folder, names) if source.read is sound_to_spectrogram else 1
-    found, errors = utils.for_each(read, names, f"Reading {source.folder}", jobs)
-    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}")
+    computed = source.read is sound_to_spectrogram
+    n_bytes = 0 if computed else sum(os.path.getsize(f"{source.folder}/{name}.npy") for name in names)
+    held = n_bytes <= (memory or half_of_memory())
+    found, errors = utils.for_each(read if held else lambda name: read(name).shape, names, f"Reading {source.folder}",
+                                   utils.jobs_for(source.folder, names) if computed else 1)
+    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
+          + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
+    if not held:
+        found = Streamed(found)
+        found.read = read
     return found, utils.name_skipped(errors)
 
 
@@ -149,6 +141,10 @@ def split(names, seed, test=None, groups=None):
     """
     if groups and all(group_of(name, groups) == source_of(name) for name in names):
         raise UserError(f"--groups {groups.pattern}: expected to match file names, found none such as {names[0]}")
+    if groups and (lonely := [c for c, n in Counter(c for c, _ in {
+            (class_of(name), group_of(name, groups)) for name in originals(names)}).items() if n < 2]):
+        raise UserError(f"--groups {groups.pattern}: expected two groups or more in every class, one to train on and "
+                        f"one to test, found one in {', '.join(sorted(lonely))}")
     if test:
         matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
         held_out = {name for name in names if group_of(name, groups) in matched}
@@ -157,8 +153,6 @@ def split(names, seed, test=None, groups=None):
     rest = [name for name in names if name not in held_out]
     if test and not held_out:
         raise UserError(f"--test {test.pattern}: expected to match names such as {names[0]}, found none that it does")
-    if not held_out:
-        raise UserError(f"--groups {groups.pattern}: expected two groups or more in some class, found one in each")
     if bare := sorted(set(map(class_of, names)) - set(map(class_of, rest))):
         raise UserError(f"--test {test.pattern}: expected a sound left to train on in every class, "
                         f"found none in {', '.join(bare)}")
@@ -182,28 +176,262 @@ def check_classes(names, classes, folder):
                             f" and {all_counts[name] - counts[name]} copies (_augN)")
 
 
+# ---------------------------------------------------------------- how long, at which rate, and which epoch is best
+
+def plan(history, recipe):
+    """The epoch from which the learning rate falls and the one before which training ends, as known by now.
+
+    The rate is held while there is progress, then falls to zero: nobody knows the right number of epochs. Progress
+    is a validation loss 5 % below the best so far, or, where there is annealing to come, such a training loss: it is
+    smoother, and a small set's validation is often lucky or unlucky for many epochs. After `patience` epochs without,
+    the rate falls for a third as long as it was held; at the latest it falls in time to end with the last epoch
+    allowed. Without `anneal` the rate stays, and training stops there.
+    """
+    epochs, best, last_progress = recipe["epochs"], {}, 1
+    latest = epochs - math.ceil(epochs / 3)
+    for epoch, row in enumerate(history, 1):
+        for key in ("val_loss", "loss") if recipe["anneal"] or "val_loss" not in row else ("val_loss",):
+            if row.get(key, math.inf) < 0.95 * best.get(key, math.inf):
+                best[key], last_progress = row[key], epoch
+        if epoch - last_progress >= recipe["patience"] and epoch < latest:
+            return epoch, min(epochs, epoch + max(5, epoch // 3)) if recipe["anneal"] else epoch
+    return latest, epochs
+
+
+def rate_of(history, recipe):
+    """The learning rate of the next epoch: a gentle start, held, then a straight fall to zero."""
+    epoch, (first, end) = len(history), plan(history, recipe)
+    if not recipe["anneal"]:
+        return recipe["learning_rate"]
+    falling = 1 - (epoch - first + 0.5) / (end - first) if epoch >= first else 1
+    return recipe["learning_rate"] * (0.25 if epoch == 0 else falling)
+
+
+def chosen(history, recipe):
+    """Which epoch's weights are kept: by the lowest validation loss, but late rather than lucky.
+
+    Once the rate falls, only epochs since then compete, and of those whose loss is within two standard errors of the
+    lowest the last one wins: the validation sounds cannot tell them apart, and a small set likes an early one by
+    chance. A set too small to validate on is judged by the training loss.
+    """
+    losses = np.array([row.get("val_loss", row["loss"]) for row in history])
+    first = plan(history, recipe)[0]
+    if not recipe["anneal"] or first >= len(history):
+        return int(losses.argmin())
+    best = first + losses[first:].argmin()
+    return int(np.flatnonzero(losses <= losses[best] + 2 * history[best].get("val_error", 0)).max())
+
+
+# ---------------------------------------------------------------- training, epoch by epoch
+
+def class_weights(info):
+    """What a sound of each class counts in the loss, by index: all classes alike, or None for all sounds alike."""
+    from sklearn.utils.class_weight import compute_class_weight
+    if info["recipe"]["class_weights"] == "none":
+        return None
+    y = [info["classes"].index(class_of(name)) for name in info["train"]]
+    return dict(enumerate(compute_class_weight("balanced", classes=np.unique(y), y=y)))
+
+
+def validate(network, spectrograms, info):
+    """Loss, its standard error, and accuracy on the validation sounds, scored as in evaluation."""
+    import models
+    if not info["validation"]:
+        return {}
+    scores = models.predict(network, (spectrograms[name] for name in info["validation"]))
+    truth = models.one_hot(info["validation"], info["classes"]).astype(bool)  # (n_sounds, n_classes)
+    losses = -np.log(np.maximum(scores[truth], 1e-7))
+    return {"val_loss": losses.mean(), "val_accuracy": (scores.argmax(axis=1) == truth.argmax(axis=1)).mean(),
+            "val_error": losses.std() / math.sqrt(len(losses))}
+
+
+def train(spectrograms, info, args):
+    """Train a network on info["train"], choose its weights by info["validation"], save them with info.
+
+    Goes on where a training of the same info was stopped. Raises UserError; what is saved is whole at every moment.
+    """
+    import models
+    recipe, weights, state, began = info["recipe"], class_weights(info), models.state_path(args.save), time.monotonic()
+    scope, host, n_hosts = models.devices(args.devices)
+    models.use_seed(info["seed"])
+    with scope():
+        network = models.new_network(spectrograms, info, args.weights)
+    info = info | {"n_frames": network.input_shape[-1]}
+    batches = models.Batches(spectrograms, info, models.band_means(network), (host, n_hosts))
+    history = resume(network, info, args)
+    board = models.tensorboard(args.tensorboard, network) if args.tensorboard and host == 0 else None
+    if host == 0:
+        describe(network, info)
+        models.save_state(state, network, info, history)
+    while len(history) < plan(history, recipe)[1]:
+        rate = network.optimizer.learning_rate = rate_of(history, recipe)
+        with scope():
+            row = models.fit_epoch(network, batches, len(history), weights)
+        if not math.isfinite(row["loss"]):
+            raise UserError(f"{args.save}: expected a finite loss to save weights at, found none; "
+                            "take a lower --learning-rate")
+        row = {"epoch": len(history) + 1, "learning_rate": rate} | row
+        history.append(row | validate(network, spectrograms, info))
+        if host == 0:
+            keep(network, info, history, args, board)
+    if host == 0:
+        plot_curves(args.results / CURVES, history, recipe)
+        state.unlink()
+        kept = history[chosen(history, recipe)]
+        print(f"Training took {time.monotonic() - began:.0f} s\n"
+              f"{args.save}: holds epoch {kept['epoch']}, {scores_of(kept)}")
+
+
+def resume(network, info, args):
+    """Bring network to where the training was that was stopped. Returns its epochs. Raises UserError for another's."""
+    import models
+    state = models.state_path(args.save)
+    if args.fresh or not state.exists():
+        return []
+    found, history, variables = models.load_state(state)
+    refuse_other(state, found, info)
+    if history and not args.save.exists():
+        print(f"{args.save}: gone; training starts again")
+        return []
+    models.assign(network, variables)
+    print(f"Goes on after epoch {len(history)} of the training that was stopped")
+    return history
+
+
+def refuse_other(path, found, info):
+    """Raise UserError unless the training found in `path` is the one that info tells of."""
+    found, info = ({**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
+    other = [f"{key} ({found.get(key)} -> {info[key]})" if isinstance(info[key], (int, float)) else key
+             for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
+    if other:
+        raise UserError(f"{path}: expected to be of this training, found it of one with other {', '.join(other)}; "
+                        "--fresh replaces it, --save names another file")
+
+
+def is_finished(info, args):
+    """Whether the weights are there and of this very training. Raises UserError where they are of another."""
+    import models
+    if args.fresh or not args.save.exists() or models.state_path(args.save).exists():
+        return False
+    found = models.load(args.save)[1]
+    refuse_other(args.save, found, info)
+    return True
+
+
+def keep(network, info, history, args, board):
+    """Save the network if it is the one to keep, and the state of training; say and draw how far it is."""
+    import models
+    row, is_chosen = history[-1], chosen(history, info["recipe"]) == len(history) - 1
+    if is_chosen:
+        models.save(network, info, args.save)
+    models.save_state(models.state_path(args.save), network, info, history)
+    write_log(args.results / LOG, history)
+    if board:
+        board.on_epoch_end(row["epoch"] - 1, row)
+    left = (plan(history, info["recipe"])[1] - len(history)) * sum(r["seconds"] for r in history) / len(history)
+    print(f"epoch {row['epoch']:4d}  {scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
+          f"{left // 60:.0f}:{left % 60:02.0f} left{'  saved' * is_chosen}", flush=True)
+
+
+# ---------------------------------------------------------------- what is said and drawn
+
+def describe(network, info):
+    """Print the classes with their sounds on each side, and what is trained on what."""
+    import models
+    sides = [Counter(map(class_of, info[side])) for side in SIDES]
+    width = max(5, *map(len, info["classes"]))
+    print(f"{'Class':{width}}  " + "  ".join(SIDES))
+    for name in info["classes"][:MOST_LINES]:
+        print(f"{name:{width}}  " + "  ".join(f"{n[name]:{len(side)}}" for side, n in zip(SIDES, sides)))
+    if (more := len(info["classes"]) - MOST_LINES) > 0:
+        print(f"and {more} more classes")
+    print(f"{'all':{width}}  " + "  ".join(f"{n.total():{len(side)}}" for side, n in zip(SIDES, sides)))
+    seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
+    print(f"Network: {info['network']}, {network.count_params()} weights, window {info['n_frames']} frames "
+          f"({seconds:.2f} s), {models.backend_and_device(network)}")
+    print("Recipe: " + ", ".join(f"{key} {value}" for key, value in info["recipe"].items()), flush=True)
+
+
+def scores_of(row):
+    keys = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
+    return "  ".join(f"{key.replace('val_', 'validation ')} {row[key]:.4f}" for key in keys)
+
+
+def write_log(path, history):
+    """A line an epoch, its columns named as Keras names them."""
+    with utils.whole_file(path) as temporary, open(temporary, "w", newline="") as file:
+        lines = csv.DictWriter(file, history[0])
+        lines.writeheader()
+        lines.writerows(history)
+
+
+def new_figure(width, height):
+    """A figure that needs no display."""
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure, path):
+    with utils.whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_curves(path, history, recipe):
+    """Loss and accuracy of training and validation, an epoch at a time, and which epoch is kept."""
+    figure = new_figure(10, 4)
+    epochs, kept = [row["epoch"] for row in history], history[chosen(history, recipe)]["epoch"]
+    for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        panel.plot(epochs, [row[key] for row in history], color="C0", ls="--", label="training, on varied windows")
+        if f"val_{key}" in history[0]:
+            panel.plot(epochs, [row[f"val_{key}"] for row in history], color="C1", label="validation")
+        panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
+        panel.set(xlabel="Epoch", ylabel=key.capitalize())
+        panel.grid(color="0.92")
+        panel.legend(fontsize=8)
+    save_figure(figure, path)
+
+
 # ---------------------------------------------------------------- the command
 
 def parse_args():
-    parser = utils.Parser(__doc__, places=("samples", "preproc", "weights"))
-    count, rate = utils.number(int, 1), utils.number(float, 0, high=float("inf"))
-    parser.add_argument("--network", choices=("default", "original"), default="default",
-                        help="original: the network of 2017")
-    parser.add_argument("--epochs", type=count, default=2000,
-                        help="at most so many; training stops by itself, often within 50 (default: 2000)")
-    parser.add_argument("--layers", type=count, help="blocks of the network (default: 3; original: 4)")
-    parser.add_argument("--filters", type=count, help="filters of the first block (default: 16; original: 32)")
-    parser.add_argument("--batch-size", type=count, help="windows a step (default: 32; original: 128)")
-    parser.add_argument("--learning-rate", type=rate, help="highest rate (default: 0.002; original: 1.0)")
+    parser = utils.Parser(__doc__, places=("samples", "preproc", "results"))
+    count = utils.number(int, 1)
+    parser.add_argument("--save", type=Path, default=Path("weights.keras"), metavar="PATH",
+                        help="the trained network (default: weights.keras)")
+    parser.add_argument("--fresh", action="store_true", help="start again, and replace what earlier training saved")
+    parser.add_argument("--weights", type=Path, metavar="PATH",
+                        help="start from these earlier weights; with other classes, only the last layer is new")
+    parser.add_argument("--network", choices=("default", "original"), default="default", help="that of 2017: original")
+    parser.add_argument("--epochs", type=count, default=200,
+                        help="at most so many; training stops by itself, often within 50 (default: 200)")
+    for flag, kind, text in (
+            ("layers", count, "blocks of the network (3; original: 4)"),
+            ("filters", count, "filters of the first block (16; original: 32)"),
+            ("batch-size", count, "windows a step (32; original: 128)"),
+            ("learning-rate", utils.number(float, 1e-9, high=float("inf")), "highest rate (0.002; original: 1)"),
+            ("mixup", utils.number(float, 0), "the alpha by which windows are mixed, 0: not (0.3; original: 0)"),
+            ("masks", utils.number(int, 0, high=100), "bands and times masked in a window (2 of each; original: 0)"),
+            ("shift", utils.number(float, 0, high=1), "up to this share of a window it is shifted (0.1; original: 0)")):
+        parser.add_argument(f"--{flag}", type=kind, help=text)
+    parser.add_argument("--class-weights", choices=("balanced", "none"),
+                        help="balanced: a rare class counts as much as a frequent one (the default; original: none)")
     parser.add_argument("--seed", type=utils.number(int, 0), default=0,
                         help="of the split, the weights and the order (default: 0)")
     parser.add_argument("--test", type=utils.regex, metavar="REGEX",
                         help="the sounds whose class/name matches are the test set, for an official split")
     parser.add_argument("--groups", type=utils.regex, metavar="REGEX",
                         help="sounds whose file names share the matched part (a speaker, a note) stay on one side")
+    parser.add_argument("--memory", type=utils.number(float, 1e-6), metavar="GB",
+                        help="spectrograms beyond this are read anew each epoch (default: half of the memory)")
+    parser.add_argument("--devices", type=count, metavar="N", help="GPUs to train on at once, with KERAS_BACKEND=jax")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
     args = parser.parse_args()
-    if args.weights.suffix != ".keras":
-        parser.error(f"--weights {args.weights}: expected a name that ends in .keras")
+    if args.save.suffix != ".keras":
+        parser.error(f"--save {args.save}: expected a name that ends in .keras")
+    if args.weights and args.weights.resolve() == args.save.resolve():
+        parser.error(f"--weights {args.weights}: expected another file than the one that is saved; name one by --save")
+    if args.weights and (args.network != "default" or args.layers or args.filters):
+        parser.error("--weights: expected no --network, --layers or --filters beside it, they are the file's")
     return args
 
 
@@ -233,29 +461,25 @@ def main():
     source = find_source(args.samples, args.preproc)
     check_classes(source.names, source.classes, source.folder)
     began = time.perf_counter()
-    spectrograms, n_bad = read_spectrograms(source, source.names)
+    spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
     seconds = time.perf_counter() - began
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:
         say_what_preprocessing_saves(seconds, spectrograms, source.settings)
     else:
         say_what_preprocessing_lacks(source, args.samples)
-    sides = dict(zip(("train", "validation", "test"), split(list(spectrograms), args.seed, args.test, args.groups)))
-    counts = ", ".join(f"{len(names)} {side}" for side, names in sides.items())
-    n_groups = len({group_of(name, args.groups) for name in spectrograms})
-    print(f"Split: {counts}; {len(source.classes)} classes" + (f", {n_groups} groups" if args.groups else ""))
+    sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups)))
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
         print(f"{n_unused} copies of validation and test sounds stay unused")
-    if untested := sorted(set(source.classes) - set(map(class_of, sides["test"]))):
-        print(f"No test sound in: {', '.join(untested)}")
-    if args.weights.exists():
-        print(f"{args.weights}: there from earlier training, will be replaced")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
-    chosen = {key: value for key, value in vars(args).items() if value is not None}
-    recipe = {key: chosen.get(key, value) for key, value in models.RECIPES[args.network].items()}
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
-            "features": dataclasses.asdict(source.settings), **sides}
-    models.train(recipe, spectrograms, info, args.epochs, args.weights)
+            "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
+            "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(), **sides}
+    if is_finished(info, args):
+        print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
+    else:
+        with models.naming_memory(info["recipe"]["batch_size"]):
+            train(spectrograms, info, args)
     print("Next: python eval_network.py")
     return n_bad
 

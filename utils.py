@@ -55,14 +55,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, low, high=2**32):
-    """The argparse type of an int from `low`, or of a float above it, that is below `high`."""
+    """The argparse type of an int or float from `low` that is below `high`."""
     def parse(text):
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if (low <= value if kind is int else low < value) and value < high:
+            if low <= value < high:
                 return value
-        raise argparse.ArgumentTypeError(f"expected {'a whole number from' if kind is int else 'a number above'} "
-                                         f"{low}, below {high}, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a {'whole ' * (kind is int)}number from {low}, below {high}, "
+                                         f"found {text!r}")
     return parse
 
 
@@ -193,11 +193,11 @@ def progress(results, items, description, seconds=10):
 
 
 @contextlib.contextmanager
-def bar(description, total):
-    """A progress bar, as a function of how many are done and of what to say beside it."""
+def bar(description, total, transient=False):
+    """A progress bar, as a function of how many are done and of what to say beside it; a transient one vanishes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[status]}")]
-    with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1]) as shown:
+    with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient) as shown:
         task = shown.add_task(description, total=total, status="")
         yield lambda n, status: shown.update(task, completed=n, status=status)
 

@@ -61,7 +61,9 @@ def test_test_expression_that_matches_nothing_or_everything(sounds):
 @pytest.mark.parametrize("flag, value", [("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
                                          ("--seed", "5000000000"),
                                          ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--network", "huge"),
-                                         ("--weights", "weights.h5"), ("--epoch", "1")])
+                                         ("--save", "weights.h5"), ("--weights", "weights.keras"), ("--epoch", "1"),
+                                         ("--mixup", "-1"), ("--masks", "0.5"), ("--shift", "1"),
+                                         ("--class-weights", "some"), ("--memory", "0"), ("--devices", "0")])
 def test_flag_that_makes_no_sense(flag, value, sounds):
     assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
 
@@ -92,7 +94,7 @@ def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
 
 def test_training_that_diverges_says_so_and_leaves_earlier_weights_alone(sounds):
     (sounds / "weights.keras").write_bytes(b"earlier")
-    line = one_line("train_network.py", "--learning-rate", "1e30", "--epochs", 2, cwd=sounds)
+    line = one_line("train_network.py", "--learning-rate", "1e30", "--epochs", 2, "--fresh", cwd=sounds)
     assert "weights.keras: expected a finite loss" in line and (sounds / "weights.keras").read_bytes() == b"earlier"
 
 

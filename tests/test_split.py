@@ -84,10 +84,17 @@ def test_few_large_groups_are_parted_as_well_as_can_be(n_groups, sizes):
     assert tuple(len(side) // 40 for side in sides) == sizes
 
 
-@pytest.mark.parametrize("pattern, words", [("speaker", "expected to match file names"), ("wav", "found one in each")])
-def test_groups_that_match_nothing_or_swallow_every_class_are_refused(pattern, words):
+@pytest.mark.parametrize("pattern, words", [("speaker", "expected to match file names"),
+                                            ("wav", "found one in a, b, c, d")])
+def test_groups_that_match_nothing_or_swallow_a_class_are_refused(pattern, words):
     with pytest.raises(UserError, match=words):
         split(NAMES, 0, groups=re.compile(pattern))
+
+
+def test_group_that_is_all_of_one_class_is_refused_by_the_name_of_the_class():
+    names = [f"{c}/{'s0' if c == 'b' else f's{k}'}-{k}.wav" for c in "abc" for k in range(6)]
+    with pytest.raises(UserError, match="two groups or more in every class, .*, found one in b$"):
+        split(names, 0, groups=re.compile(r"^s\d"))
 
 
 @pytest.mark.parametrize("pattern, words", [("nothing", "found none"), (".", "found none in a, b, c, d"),

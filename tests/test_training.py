@@ -1,0 +1,360 @@
+"""Training stops by itself, goes on where it was stopped, keeps the right weights, and runs on every backend."""
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from conftest import ROOT, one_line, run
+
+import models
+import train_network
+from train_network import chosen, plan, rate_of
+from utils import UserError
+
+SMALL = "--layers", "1", "--filters", "2"  # a network that trains in no time
+
+
+# ---------------------------------------------------------------- how long, at which rate, and which epoch is kept
+
+def rates(losses, epochs=2000, training=lambda epoch: 1.0, network="default"):
+    """The learning rate of each epoch until training ends, given the validation and training losses."""
+    recipe, history, found = models.RECIPES[network] | {"epochs": epochs, "learning_rate": 1.0}, [], []
+    while len(history) < plan(history, recipe)[1]:
+        found.append(rate_of(history, recipe))
+        history.append({"loss": training(len(history)), "val_loss": losses(len(history))})
+    return found
+
+
+def test_rate_is_held_while_the_loss_falls_then_anneals_and_training_ends():
+    found = rates(lambda epoch: max(0.1, 0.8**epoch))
+    held = found.count(1.0)
+    assert 12 <= held <= 20 and len(found) < 35
+    assert found[1:held + 1] == [1.0] * held and found[0] < 1
+    falling = found[held + 1:]
+    assert falling == sorted(falling, reverse=True) and falling[-1] < 0.15
+
+
+def test_rate_is_held_while_only_the_training_loss_falls():
+    found = rates(lambda epoch: 0.5, training=lambda epoch: max(0.3, 0.96**epoch))
+    assert 28 <= found.count(1.0) <= 36
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9, 30])
+def test_rate_falls_in_time_to_end_with_the_last_epoch_allowed(epochs):
+    found = rates(lambda epoch: 0.8**epoch, epochs)
+    assert len(found) == epochs and found[-1] <= 0.5
+
+
+def test_original_holds_its_rate_and_ends_when_stalled():
+    found = rates(lambda epoch: max(0.1, 0.8**epoch), network="original")
+    assert 25 < len(found) < 40 and set(found) == {1.0}
+
+
+def epochs_of(val_losses, error=0.0):
+    return [{"loss": 1.0, "val_loss": loss, "val_error": error} for loss in val_losses]
+
+
+def test_while_the_rate_is_held_the_lowest_loss_is_kept():
+    assert chosen(epochs_of([0.9, 0.5, 0.6], error=1.0), models.RECIPES["default"] | {"epochs": 200}) == 1
+
+
+def test_once_the_rate_falls_an_earlier_lucky_epoch_is_kept_no_more():
+    held, recipe = [0.9, 0.2, 0.6, 0.6, 0.6, 0.6], models.RECIPES["default"] | {"epochs": 200}
+    assert plan(epochs_of(held), recipe)[0] == 6
+    assert chosen(epochs_of(held), recipe) == 1
+    assert chosen(epochs_of([*held, 0.5]), recipe) == 6
+    assert chosen(epochs_of([*held, 0.3, 0.4, 0.5], error=0.06), recipe) == 7  # the last within 2 errors of the lowest
+    assert chosen(epochs_of([*held, 0.3, 0.4, 0.5], error=0.01), recipe) == 6
+
+
+def test_original_keeps_the_lowest_loss_of_all():
+    losses = [0.5, 0.2, *[0.3] * 25]
+    assert chosen(epochs_of(losses, error=1.0), models.RECIPES["original"] | {"epochs": 200}) == 1
+
+
+def test_set_too_small_to_validate_on_is_judged_by_the_training_loss():
+    assert chosen([{"loss": loss} for loss in (0.9, 0.4, 0.5)], models.RECIPES["default"] | {"epochs": 200}) == 1
+
+
+# ---------------------------------------------------------------- one training in this process, fast
+
+@pytest.fixture
+def train(sounds, monkeypatch, capsys):
+    """A function that trains in a folder of sounds and returns what was said."""
+    def call(*args, small=SMALL):
+        monkeypatch.setattr(sys, "argv", ["train_network.py", *small, *map(str, args)])
+        capsys.readouterr()  # what a run said that was interrupted
+        with contextlib.chdir(sounds):
+            train_network.main()
+        return capsys.readouterr().out
+    run("preprocess_data.py", cwd=sounds)
+    return call
+
+
+def weights_of(path):
+    return models.load(path)[0].get_weights()
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(weights_of(a), weights_of(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_before_the_first_epoch_a_table_tells_what_is_trained_on_what(train):
+    said = train("--epochs", 1).split("epoch    1")[0]
+    assert re.search(r"Class +train +validation +test\nhigh +7 +1 +2\nlow +7 +1 +2\nmiddle +7 +1 +2\n"
+                     r"all +21 +3 +6", said)
+    assert re.search(r"default, \d+ weights, window 40 frames \(0\.64 s\), tensorflow on cpu", said)
+    assert "8000 Hz, 96 mels" in said and "batch_size 32, learning_rate 0.002, mixup 0.3, masks 2, shift 0.1" in said
+
+
+def test_an_epoch_is_a_line_in_the_log_and_curves_are_drawn(train, sounds):
+    said = train("--epochs", 3)
+    assert len(re.findall(r"epoch +\d  loss \d\.\d+  accuracy .*validation loss .*validation accuracy .* "
+                          r"\d+ clips/s  at most \d+:\d\d left", said)) == 3
+    with open(sounds / "Results/training_log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(float(row[key]) >= 0 for row in rows for key in ("loss", "accuracy", "val_loss", "val_accuracy",
+                                                                "learning_rate", "clips_per_second"))
+    from matplotlib.image import imread
+    picture = imread(sounds / "Results/training_curves.png")
+    assert min(picture.shape[:2]) > 300 and picture.std() > 0.05
+
+
+def test_flags_of_the_recipe_reach_training(train, sounds):
+    train("--epochs", 1, "--mixup", 0, "--masks", 0, "--shift", 0, "--class-weights", "none", "--batch-size", 8)
+    recipe = models.load(sounds / "weights.keras")[1]["recipe"]
+    assert [recipe[key] for key in ("mixup", "masks", "shift", "class_weights", "batch_size")] == [0, 0, 0, "none", 8]
+
+
+def test_balanced_weights_let_every_class_count_alike():
+    info = {"train": ["a/1.wav"] * 9 + ["b/1.wav"] * 3, "classes": ["a", "b"]}
+    weights = train_network.class_weights(info | {"recipe": {"class_weights": "balanced"}})
+    assert 9 * weights[0] == pytest.approx(3 * weights[1]) and 9 * weights[0] + 3 * weights[1] == pytest.approx(12)
+    assert train_network.class_weights(info | {"recipe": {"class_weights": "none"}}) is None
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_tensorboard_gets_the_scores(train, sounds):
+    train("--epochs", 2, "--tensorboard", "board")
+    for side in ("train", "validation"):
+        data = b"".join(path.read_bytes() for path in (sounds / "board" / side).iterdir())
+        assert data.count(b"epoch_loss") >= 2
+
+
+# ---------------------------------------------------------------- stopped, gone on with, finished
+
+def test_stopped_by_ctrl_c_the_same_command_ends_at_the_weights_of_an_undisturbed_run(train, sounds, monkeypatch):
+    train("--epochs", 5, "--save", "undisturbed.keras")
+    keep, n_epochs = train_network.keep, []
+
+    def interrupted(*args):
+        n_epochs.append(keep(*args))
+        if len(n_epochs) == 3:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(train_network, "keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("--epochs", 5)
+    assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "low", "middle"]
+    monkeypatch.setattr(train_network, "keep", keep)
+    said = train("--epochs", 5)
+    assert "Goes on after epoch 3" in said and "epoch    3" not in said and "epoch    4" in said
+    assert_same_weights(sounds / "weights.keras", sounds / "undisturbed.keras")
+    assert not list(sounds.glob("*.npz"))
+
+
+def test_killed_at_random_moments_it_ends_at_the_weights_of_an_undisturbed_run(train, sounds):
+    train("--epochs", 8, "--save", "undisturbed.keras")
+    command = [sys.executable, ROOT / "train_network.py", *SMALL, "--epochs", "8"]
+    for n_lines in (1, 2):
+        process = subprocess.Popen(command, cwd=sounds, text=True, stdout=subprocess.PIPE)
+        while n_lines and (line := process.stdout.readline()):
+            n_lines -= bool(re.match(r"epoch +\d", line))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert models.load(sounds / "weights.keras")[1]["seed"] == 0  # whole
+    assert "Goes on after epoch" in train("--epochs", 8)
+    assert_same_weights(sounds / "weights.keras", sounds / "undisturbed.keras")
+    assert not list(sounds.glob(".*"))
+
+
+def test_finished_training_is_not_done_again_nor_replaced_by_another_without_being_told(train, sounds):
+    train("--epochs", 1)
+    before = (sounds / "weights.keras").read_bytes()
+    assert "finished training of these sounds in this way; --fresh" in train("--epochs", 1)
+    for flags, words in ((["--epochs", 2], r"epochs \(1 -> 2\)"), (["--epochs", 1, "--seed", 1], r"seed \(0 -> 1\)"),
+                         (["--epochs", 1, "--network", "original"], "network")):
+        with pytest.raises(UserError, match=f"weights.keras: .*{words}.*--fresh"):
+            train(*flags)
+    run("preprocess_data.py", "--hop-length", 64, cwd=sounds)
+    with pytest.raises(UserError, match=r"weights.keras: .*hop_length \(128 -> 64\)"):
+        train("--epochs", 1)
+    run("preprocess_data.py", cwd=sounds)
+    shutil.rmtree(sounds / "Preproc/low")
+    with pytest.raises(UserError, match="weights.keras: .*classes"):
+        train("--epochs", 1)
+    assert (sounds / "weights.keras").read_bytes() == before
+    train("--epochs", 1, "--fresh", "--seed", 1)
+    assert models.load(sounds / "weights.keras")[1]["seed"] == 1
+
+
+def test_stopped_training_of_other_settings_is_not_gone_on_with(train, sounds, monkeypatch):
+    keep = train_network.keep
+    monkeypatch.setattr(train_network, "keep", lambda *args: keep(*args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train("--epochs", 2)
+    with pytest.raises(UserError, match=r"weights.unfinished.npz: .*learning_rate \(0.002 -> 0.1\).*--fresh"):
+        train("--epochs", 2, "--learning-rate", 0.1)
+    (sounds / "weights.unfinished.npz").write_bytes(b"torn")
+    with pytest.raises(UserError, match="weights.unfinished.npz: expected a training to go on with, found.*--fresh"):
+        train("--epochs", 2)
+
+
+def test_full_disk_is_one_line_and_leaves_the_earlier_weights(train, sounds):
+    train("--epochs", 1)
+    before = (sounds / "weights.keras").read_bytes()
+    code = (f"import resource, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network, models, utils\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"  # a write beyond the limit fails, as on a full disk
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); utils.run(train_network.main)")
+    result = subprocess.run([sys.executable, "-c", code, *SMALL, "--epochs", "2", "--fresh"], cwd=sounds, text=True,
+                            capture_output=True)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "large" in result.stderr and "Traceback" not in result.stderr
+    assert (sounds / "weights.keras").read_bytes() == before and not list(sounds.glob(".*"))
+
+
+# ---------------------------------------------------------------- from earlier weights
+
+def test_training_starts_from_earlier_weights(train, sounds):
+    train("--epochs", 6, "--save", "earlier.keras")
+    first = re.search(r"epoch +1  loss (\d\.\d+)", train("--epochs", 1, "--save", "cold.keras"))[1]
+    said = train("--epochs", 1, "--weights", "earlier.keras", small=())
+    assert "Starts from earlier.keras, of the same classes" in said
+    assert float(re.search(r"epoch +1  loss (\d\.\d+)", said)[1]) < float(first)
+
+
+def test_with_other_classes_the_body_is_kept_and_the_last_layer_new(train, sounds):
+    train("--epochs", 1, "--save", "earlier.keras")
+    earlier, info = models.load(sounds / "earlier.keras")
+    network = models.new_network({}, info | {"classes": ["x", "y"]}, sounds / "earlier.keras")
+    assert network.output_shape == (None, 2)
+    for old, new in zip(earlier.get_weights()[:-2], network.get_weights()[:-2], strict=True):
+        np.testing.assert_array_equal(old, new)
+    shutil.rmtree(sounds / "Preproc/low")
+    said = train("--epochs", 1, "--weights", "earlier.keras", small=())
+    assert "its body is kept, the last layer is new for these 2 classes" in said
+    assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "middle"]
+
+
+def test_weights_for_spectrograms_of_other_settings_are_refused(train, sounds):
+    train("--epochs", 1, "--save", "earlier.keras")
+    run("preprocess_data.py", "--n-mels", 40, cwd=sounds)
+    with pytest.raises(UserError, match="--weights earlier.keras: expected spectrograms made as for it, .*96.*40"):
+        train("--epochs", 1, "--weights", "earlier.keras", small=())
+    assert "nowhere.keras: No such file" in one_line("train_network.py", "--weights", "nowhere.keras", cwd=sounds)
+
+
+# ---------------------------------------------------------------- memory
+
+def test_spectrograms_that_do_not_fit_are_read_anew_and_give_the_same_weights(train, sounds):
+    assert "do not fit" not in train("--epochs", 2, "--save", "held.keras")
+    assert "do not fit into memory" in train("--epochs", 2, "--memory", "0.0001")
+    assert_same_weights(sounds / "held.keras", sounds / "weights.keras")
+
+
+def peak_memory(folder, n):
+    """The most memory in MB that training takes on n spectrograms of 2 MB a class, 60 MB of which may be held."""
+    rng = np.random.default_rng(0)
+    settings = {"sample_rate": 8000, "n_mels": 96, "n_fft": 512, "hop_length": 128, "channels": 1}
+    for name in "ab":
+        (folder / "Preproc" / name).mkdir(parents=True)
+        for k in range(n):
+            np.save(folder / "Preproc" / name / f"{k}.wav.npy", rng.normal(-50, 20, (96, 5200)).astype(np.float32))
+    (folder / "Preproc/settings.json").write_text(json.dumps(settings))
+    code = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network; train_network.main()\n"
+            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
+    said = subprocess.run([sys.executable, "-c", code, *SMALL, "--epochs", "1", "--memory", "0.06"], cwd=folder,
+                          check=True, capture_output=True, text=True).stdout
+    assert "0.2 GB do not fit" in said or n < 60
+    return int(re.search(r"peak (\d+)", said)[1])
+
+
+def test_memory_stays_flat_on_a_set_four_times_its_limit(tmp_path):
+    few, many = peak_memory(tmp_path / "few", 4), peak_memory(tmp_path / "many", 60)  # 16 and 240 MB
+    assert many - few < 60
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_batch_that_does_not_fit_is_named_with_one_to_try(error):
+    with pytest.raises(UserError, match="--batch-size 32: expected .*; try --batch-size 16, or fewer"):
+        with models.naming_memory(32):
+            raise error
+
+
+def test_network_beyond_all_memory_is_one_line(sounds):
+    line = one_line("train_network.py", "--layers", 1, "--filters", 2**21, cwd=sounds)
+    assert "--batch-size 32: expected network and batch to fit into memory" in line
+
+
+# ---------------------------------------------------------------- backends and devices
+
+def train_in(folder, *args, backend="jax", **environment):
+    command = [sys.executable, ROOT / "train_network.py", *SMALL, *map(str, args)]
+    environment = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
+
+
+def scores_by(backend, folder, weights):
+    run_eval = [sys.executable, ROOT / "eval_network.py", "--weights", weights, "--results", f"{backend}-{weights}"]
+    subprocess.run(run_eval, cwd=folder, env=os.environ | {"KERAS_BACKEND": backend}, check=True, capture_output=True)
+    with open(folder / f"{backend}-{weights}/scores.csv", newline="") as file:
+        return np.array([[float(row[c]) for c in ("high", "low", "middle")] for row in csv.DictReader(file)])
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_weights_of_one_backend_give_the_same_scores_in_another(train, sounds, backend):
+    if not find_spec(backend):
+        pytest.skip(f"{backend} is not installed")
+    train("--epochs", 1)
+    assert f"{backend} on cpu" in train_in(sounds, "--epochs", 1, "--save", "x.keras", backend=backend).communicate()[0]
+    for weights in ("weights.keras", "x.keras"):
+        np.testing.assert_allclose(scores_by(backend, sounds, weights), scores_by("tensorflow", sounds, weights),
+                                   atol=1e-4)
+
+
+def losses(said):
+    return [float(x) for x in re.findall(r"loss (\d+\.\d+)", said)]
+
+
+@pytest.mark.skipif(not find_spec("jax"), reason="jax is not installed")
+def test_two_devices_and_two_hosts_have_the_losses_of_one_device(train, sounds):
+    flags = "--epochs", 2, "--learning-rate", 1e-4
+    one = losses(train_in(sounds, *flags, "--save", "1.keras").communicate()[0])
+    devices = train_in(sounds, *flags, "--save", "2.keras", "--devices", 2,
+                       XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    np.testing.assert_allclose(losses(devices.communicate()[0]), one, atol=1e-3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [train_in(sounds, *flags, "--save", "3.keras", KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
+                      KERAS_DISTRIBUTION_NUM_PROCESSES="2", KERAS_DISTRIBUTION_PROCESS_ID=str(k),
+                      JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo") for k in (0, 1)]
+    said = [host.communicate(timeout=120)[0] for host in hosts]
+    np.testing.assert_allclose(losses(said[0]), one, atol=1e-3)
+    assert len(one) == 6 and [host.returncode for host in hosts] == [0, 0] and not losses(said[1])
+
+
+def test_more_devices_than_there_are_or_another_backend_are_refused(sounds):
+    assert "--devices 2: expected KERAS_BACKEND=jax, found tensorflow" in one_line(
+        "train_network.py", "--devices", 2, cwd=sounds)
