@@ -1,0 +1,113 @@
+"""Train on labelled folders and print the lines of the README's tables: seconds, accuracy, AUC.
+
+digits     spoken digits (FSDD), official test set, three seeds; and how soon the network of 2017 gets as far
+speakers   spoken digits, each speaker in turn left out
+drums      one-shot drums named kit-name, five seeds, test kits unheard; beside the network of 2017
+guitar     guitar effects named as in IDMT-SMT-Audio-Effects, test notes unheard
+
+    python benchmarks/train.py digits Samples
+
+The test sounds choose nothing here either: `digits` looks at them after every epoch only to say when an accuracy was
+first reached, which no training could know.
+"""
+import argparse
+import csv
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+WATCHED = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r}); import models, train_network, utils
+validate = train_network.validate
+def watch(network, spectrograms, info):
+    scores = models.predict(network, (spectrograms[name] for name in info["test"]))
+    right = scores.argmax(axis=1) == models.one_hot(info["test"], info["classes"]).argmax(axis=1)
+    return validate(network, spectrograms, info) | {{"test_accuracy": right.mean()}}
+train_network.validate = watch
+utils.run(train_network.main)
+"""
+SPEAKERS = "george", "jackson", "lucas", "nicolas", "theo", "yweweler"
+RUNS = {
+    "digits": [["--test", r"_[0-4]\.wav$", "--seed", str(seed)] for seed in range(3)],
+    "speakers": [["--test", f"_{speaker}_"] for speaker in SPEAKERS],
+    "drums": [["--groups", "^[^-]+", "--seed", str(seed)] for seed in range(5)],
+    "guitar": [["--groups", r"^G\d\d-\d{5}"]],
+}
+
+
+def call(folder, command):
+    """What a command said, with its progress shown."""
+    said = subprocess.run(list(map(str, command)), cwd=folder, text=True, stdout=subprocess.PIPE)
+    if said.returncode:
+        sys.exit(said.stdout)
+    return said.stdout
+
+
+def train(folder, samples, *flags, watched=False):
+    """Train and evaluate. Returns the scores as a dict, with the seconds that training took and a log of epochs."""
+    start = [sys.executable, "-c", WATCHED] if watched else [sys.executable, ROOT / "train_network.py"]
+    said = call(folder, [*start, "--samples", samples, "--fresh", *flags])
+    call(folder, [sys.executable, ROOT / "eval_network.py", "--samples", samples])
+    scores = json.loads((folder / "Results/metrics.json").read_text())
+    with open(folder / "Results/training_log.csv", newline="") as file:
+        log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return scores | {"seconds": int(re.search(r"Training took (\d+) s", said)[1]), "log": log}
+
+
+def tell(label, runs):
+    """A line of the table: the mean of each column over the runs."""
+    means = {key: np.mean([run[key] for run in runs])
+             for key in ("seconds", "accuracy", "balanced_accuracy", "macro_auc", "n_test")}
+    clips = np.median([row["clips_per_second"] for run in runs for row in run["log"]])
+    print(f"{label:42} {means['seconds']:6.0f} s {sum(len(run['log']) for run in runs) / len(runs):6.1f} epochs "
+          f"{clips:6.0f} clips/s  accuracy {means['accuracy']:.4f}  balanced {means['balanced_accuracy']:.4f}  "
+          f"macro AUC {means['macro_auc']:.4f}  of {means['n_test']:.0f} sounds", flush=True)
+
+
+def several(folder, samples, label, flags_of_runs, *flags):
+    runs = []
+    for more in flags_of_runs:
+        runs.append(train(folder, samples, *more, *flags))
+        tell(f"{label} {' '.join(more)}", runs[-1:])
+    if len(runs) > 1:
+        tell(f"{label}: mean of {len(runs)}", runs)
+
+
+def race(folder, samples, flags):
+    """How soon each network reaches an accuracy on the test set: training alone, scoring not counted."""
+    default = train(folder, samples, *flags, watched=True)
+    original = train(folder, samples, *flags, "--network", "original", watched=True)
+    best = max(row["test_accuracy"] for row in original["log"])
+    for label, run in (("default", default), ("original", original)):
+        tell(f"{label}, in the race", [run])
+        seconds = list(itertools.accumulate(row["seconds"] for row in run["log"]))
+        for accuracy in sorted({best, 0.99}):
+            reached = [s for s, row in zip(seconds, run["log"]) if row["test_accuracy"] >= accuracy]
+            print(f"  {100 * accuracy:.2f} % of the test set first right after "
+                  + (f"{reached[0]:.0f} s of training" if reached else f"never in {seconds[-1]:.0f} s"), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=RUNS)
+    parser.add_argument("samples", type=Path)
+    parser.add_argument("--network", choices=("default", "original"), help="only this one")
+    args = parser.parse_args()
+    samples = args.samples.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        call(folder, [sys.executable, ROOT / "preprocess_data.py", "--samples", samples])
+        for network in [args.network] if args.network else ["default", "original"][:1 + (args.what == "drums")]:
+            several(Path(folder), samples, f"{args.what} {network}", RUNS[args.what], "--network", network)
+        if args.what == "digits" and not args.network:
+            race(Path(folder), samples, RUNS["digits"][0])
+
+
+if __name__ == "__main__":
+    main()
