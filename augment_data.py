@@ -193,6 +193,12 @@ def deform(y, sample_rate, parameters, rng):
     return copy
 
 
+def decode_sound(path):
+    """A whole sound file as float32 [shape=(n_samples, n_channels)], and its sample rate in Hz. Raises UserError."""
+    blocks, rates = zip(*utils.read_blocks(path))
+    return np.concatenate(blocks), rates[0]
+
+
 def make_copy(y, sample_rate, path, k, seed=0, names=tuple(DEFORMATIONS)):
     """Copy k of the sound in the file at `path`, of whose name it depends, by one or more of the deformations `names`.
 
@@ -292,7 +298,7 @@ def targets(path, n, overwrite):
 def write_copies(path, n, seed, names, overwrite):
     """Write the copies of one sound that are not there, in its own format. Returns how many. Raises UserError."""
     import soundfile
-    y, sample_rate = utils.decode_sound(path)  # (n_samples, n_channels)
+    y, sample_rate = decode_sound(path)  # (n_samples, n_channels)
     info = soundfile.info(path)
     copies = targets(path, n, overwrite)
     try:

@@ -5,15 +5,17 @@ confusion_matrix.png, scores.csv (a line a sound) and metrics.json.
 
     python eval_network.py
 """
-import csv
+import math
+from collections import Counter
 
 import numpy as np
 
 import utils
 from preprocess_data import FeatureSettings
-from train_network import find_source, new_figure, read_spectrograms, save_figure
+from train_network import SIDES, find_source, read_spectrograms
 from utils import UserError
 
+MOST_LINES = 40  # of the table of classes
 RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"
 
 
@@ -61,16 +63,37 @@ def measure(y, scores, info):
     }
 
 
+def validate(network, spectrograms, info):
+    """Loss, its standard error, and accuracy on the validation sounds, scored as in evaluation."""
+    import models
+    if not info["validation"]:
+        return {}
+    scores = models.predict(network, (spectrograms[name] for name in info["validation"]))
+    truth = models.one_hot(info["validation"], info["classes"]).astype(bool)  # (n_sounds, n_classes)
+    losses = -np.log(np.maximum(scores[truth], 1e-7))
+    return {"val_loss": losses.mean(), "val_accuracy": (scores.argmax(axis=1) == truth.argmax(axis=1)).mean(),
+            "val_error": losses.std() / math.sqrt(len(losses))}
+
+
 def write_scores(path, names, y, scores, classes):
     """A line a sound: name, class, guess, and the probability of each class."""
-    with utils.whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(["file", "class", "guess", *classes])
-        for name, k, row in zip(names, y, scores):
-            lines.writerow([name, classes[k], classes[row.argmax()], *(f"{p:.6f}" for p in row)])
+    rows = ([name, classes[k], classes[row.argmax()], *(f"{p:.6f}" for p in row)]
+            for name, k, row in zip(names, y, scores))
+    utils.save_csv(path, [["file", "class", "guess", *classes], *rows])
 
 
 # ---------------------------------------------------------------- pictures
+
+def new_figure(width, height):
+    """A figure that needs no display."""
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure, path):
+    with utils.whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
 
 def plain(name):
     """A class name as Matplotlib shows it to the letter: $ would begin a formula."""
@@ -119,6 +142,43 @@ def plot_confusion(path, y, scores, classes):
                       color="white" if shares[row, column] > 0.5 else "black")
     display.im_.colorbar.set_label("share of the true class")
     axes.set(title=f"{np.trace(counts)} of {counts.sum()} right", xlabel="Guess", ylabel="True class")
+    save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- what training says and draws
+
+def describe(info, n_weights, device):
+    """Print the classes with their sounds on each side, and what is trained on what."""
+    sides = [Counter(map(utils.class_of, info[side])) for side in SIDES]
+    rows = [(name, *(side[name] for side in sides)) for name in info["classes"]]
+    rows = [("Class", *SIDES), *rows[:MOST_LINES], *[("...",)] * (len(rows) > MOST_LINES),
+            ("all", *(side.total() for side in sides))]
+    width = max(len(row[0]) for row in rows)
+    for name, *counts in rows:
+        print(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
+    seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
+    print(f"Network: {info['network']}, {n_weights} weights, window {info['n_frames']} frames ({seconds:.2f} s), "
+          f"{device}")
+    print("Recipe: " + ", ".join(f"{key} {value}" for key, value in info["recipe"].items()), flush=True)
+
+
+def scores_of(row):
+    keys = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
+    return "  ".join(f"{key.replace('val_', 'validation ')} {row[key]:.4f}" for key in keys)
+
+
+def plot_curves(path, history, kept):
+    """Loss and accuracy of training and validation in each epoch, and which epoch is kept."""
+    figure = new_figure(10, 4)
+    epochs = [row["epoch"] for row in history]
+    for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        panel.plot(epochs, [row[key] for row in history], color="C0", ls="--", label="training, on varied windows")
+        if f"val_{key}" in history[0]:
+            panel.plot(epochs, [row[f"val_{key}"] for row in history], color="C1", label="validation")
+        panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
+        panel.set(xlabel="Epoch", ylabel=key.capitalize())
+        panel.grid(color="0.92")
+        panel.legend(fontsize=8)
     save_figure(figure, path)
 
 

@@ -264,19 +264,20 @@ def use_seed(seed):
         tensorflow.config.experimental.enable_op_determinism()
 
 
-def state_path(path):
-    """Where a training that has not ended keeps all that it needs to go on."""
-    return path.with_name(f"{path.stem}.unfinished.npz")
+def state_path(weights):
+    """Where a training that has not ended keeps all that it needs to go on, beside its weights."""
+    return weights.with_name(f"{weights.stem}.unfinished.npz")
 
 
-def save_state(path, network, info, history):
+def save_state(weights, network, info, history):
     arrays = [keras.ops.convert_to_numpy(v) for v in network.variables + network.optimizer.variables]
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    with whole_file(state_path(weights)) as temporary, open(temporary, "wb") as file:
         np.savez(file, *arrays, said=np.frombuffer(json.dumps([info, history]).encode(), np.uint8))
 
 
-def load_state(path):
+def load_state(weights):
     """The info, the epochs and the variables of a training that was stopped. Raises UserError."""
+    path = state_path(weights)
     try:
         with np.load(path, allow_pickle=False) as state:
             return *json.loads(state["said"].tobytes()), [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
@@ -323,7 +324,7 @@ def new_network(spectrograms, info, start):
     return network
 
 
-def devices(n):
+def devices(n, batch_size):
     """(scope, k, n_hosts): within scope() a network trains on n devices, or on all of n_hosts; this is host k of them.
 
     Several hosts are told of one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
@@ -340,6 +341,8 @@ def devices(n):
     found = keras.distribution.list_devices()
     if n and n > len(found):
         raise UserError(f"--devices {n}: expected so many devices, found {len(found)}: {', '.join(found)}")
+    if batch_size % len(found[:n]):
+        raise UserError(f"--batch-size {batch_size}: expected a multiple of the {len(found[:n])} devices, found none")
     parallel = keras.distribution.DataParallel(devices=found[:n], auto_shard_dataset=False)
     return parallel.scope, jax.process_index(), jax.process_count()
 

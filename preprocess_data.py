@@ -7,7 +7,6 @@ what is new or was changed; stopped at any moment, it goes on from there.
     python preprocess_data.py
 """
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
@@ -54,22 +53,16 @@ class FeatureSettings:
                 + (f", {self.channels} channels" if self.channels > 1 else ""))
 
 
-def window_and_hop(sample_rate):
-    """n_fft and hop_length at a rate in Hz: 2048 and 512 at 44.1 and 48 kHz, as long in time at others."""
-    octaves = round(np.log2(sample_rate / 44100))
-    return max(16, round(2048 * 2.0**octaves)), max(1, round(512 * 2.0**octaves))
-
-
 def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, channels=1):
-    """Settings for a sample rate in Hz, the given ones kept: 96 mels, window_and_hop's lengths.
+    """Settings for a rate in Hz: those given, else 96 mels and, as long in time as at 44.1 kHz, n_fft 2048 and hop 512.
 
     The window grows until every mel filter holds an FFT bin. Raises UserError where a given n_fft leaves some empty,
     or a given hop_length leaves samples between windows.
     """
-    window, hop = window_and_hop(sample_rate)
-    n_mels, hop_length = n_mels or 96, hop_length or hop
+    scale = 2.0 ** round(np.log2(sample_rate / 44100))
+    n_mels, hop_length = n_mels or 96, hop_length or max(1, round(512 * scale))
     if n_fft is None:
-        n_fft = window
+        n_fft = max(16, round(2048 * scale))
         while n_empty_filters(sample_rate, n_mels, n_fft) and n_fft < sample_rate:
             n_fft *= 2
     if empty := n_empty_filters(sample_rate, n_mels, n_fft):
@@ -154,8 +147,7 @@ def log_mel_spectrogram(blocks, settings):
 
 
 @lru_cache(maxsize=8)
-def hann(n_fft):
-    """The periodic Hann window. [shape=(n_fft,)]"""
+def hann(n_fft):  # the periodic one, [shape=(n_fft,)]
     return 0.5 - 0.5 * np.cos(2 * np.pi / n_fft * np.arange(n_fft))
 
 
@@ -188,8 +180,7 @@ def load_settings(preproc):
     try:
         return FeatureSettings(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
-        raise UserError(f"{path}: expected the settings of finished preprocessing, found none that are whole; "
-                        "run preprocess_data.py again") from None
+        raise UserError(f"{path}: expected settings of finished preprocessing, found none; preprocess again") from None
 
 
 @lru_cache(maxsize=4096)
@@ -235,20 +226,20 @@ def rate_of_most(samples, names, n=1000):
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc"))
     count = utils.number(int, 1, high=2**20)
-    parser.add_argument("--sample-rate", type=utils.number(int, 100, high=MAX_RATE + 1), metavar="HZ",
-                        help="resample every sound to it (default: the rate that most files have)")
-    parser.add_argument("--channels", type=utils.number(int, 1, high=1025), default=1,
-                        help="1: the mean of all (the default); more: so many are kept, the last repeated if need be")
-    parser.add_argument("--n-mels", type=utils.number(int, 1, high=4097), help="mel bands (default: 96)")
-    parser.add_argument("--n-fft", type=utils.number(int, 2, high=2**20),
-                        help="samples in a window (default: 2048 at 44.1 kHz, as long in time at other rates)")
-    parser.add_argument("--hop-length", type=count, help="samples between frames (default: 512 at 44.1 kHz, likewise)")
-    parser.add_argument("--augment", type=utils.number(int, 0, high=10**5), default=0, metavar="N",
-                        help="also N altered copies of each sound, those of augment_data.py, with no sound written")
+    parser.add_flags(
+        ("sample-rate", utils.number(int, 100, high=MAX_RATE + 1), None, "HZ",
+         "resample every sound to it (default: the rate that most files have)"),
+        ("channels", utils.number(int, 1, high=1025), 1, "N",
+         "1: the mean of all (the default); more: so many are kept, the last repeated if need be"),
+        ("n-mels", utils.number(int, 1, high=4097), None, "N", "mel bands (default: 96)"),
+        ("n-fft", utils.number(int, 2, high=2**20), None, "N", "samples in a window (default: 2048 at 44.1 kHz)"),
+        ("hop-length", count, None, "N", "samples between frames (default: 512 at 44.1 kHz)"),
+        ("augment", utils.number(int, 0, high=10**5), 0, "N",
+         "also N altered copies of each sound, those of augment_data.py, with no sound written"),
+        ("jobs", count, None, "N", "processes (default: one a core, if worth it)"),
+        ("dask", str, None, "ADDRESS", "scheduler of a Dask cluster that does the work instead"))
     augment_data.add_choice(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
-    parser.add_argument("--jobs", type=count, help="processes (default: one a core, if worth it)")
-    parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     args = parser.parse_args()
     if not args.augment and (args.only or args.without):
         parser.error("--only and --without choose what copies get: expected --augment N, found none")
@@ -298,7 +289,7 @@ class Task(NamedTuple):
         source, k = self.origin(name)
         if k == 0:
             return sound_to_spectrogram(name, self.samples, self.settings)
-        y, sample_rate = utils.decode_sound(self.samples / source)
+        y, sample_rate = augment_data.decode_sound(self.samples / source)
         copy, _ = augment_data.make_copy(y, sample_rate, self.samples / source, k, self.seed, self.deformations)
         return log_mel_spectrogram(convert([(copy, sample_rate)], self.settings), self.settings)
 
@@ -318,15 +309,6 @@ class Task(NamedTuple):
             np.save(path, spectrogram)
             os.utime(path, ns=(mark, mark))
         return (spectrogram.shape[-1] - 1) * self.settings.hop_length / self.settings.sample_rate
-
-
-def former_settings(preproc):
-    """The settings of the last run on `preproc`, finished or not, as a dict; an empty one where there are none."""
-    try:
-        found = json.loads(Path(preproc, SETTINGS_FILE).read_text())
-        return found.get("unfinished", found)
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 def tidy(preproc, wanted):
@@ -349,15 +331,6 @@ def tidy(preproc, wanted):
     return len(gone)
 
 
-def write_skipped(path, errors, samples):
-    """A line a sound that was skipped: its name and the reason; no file where there was none."""
-    if errors:
-        with utils.whole_file(path) as temporary, \
-                open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            rows = ((name, str(error).removeprefix(f"{samples / name}: ")) for name, error in errors.items())
-            csv.writer(file).writerows([("file", "reason"), *rows])
-
-
 def make_spectrograms(task, names, args):
     """Bring `task.preproc` up to date: it then holds the spectrograms of `names` and no others.
 
@@ -366,7 +339,9 @@ def make_spectrograms(task, names, args):
     """
     mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
     n_removed = tidy(task.preproc, names)
-    former, new = former_settings(task.preproc), dataclasses.asdict(task.settings)
+    former, new = {}, dataclasses.asdict(task.settings)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # of the last run, finished or not
+        former = (found := json.loads(mark.read_text())).get("unfinished", found)
     to_do = [name for name in names if not task.is_done(name)]
     if former and former != new:
         changes = ", ".join(f"{key} {former.get(key)} -> {new[key]}" for key in new if former.get(key) != new[key])
@@ -384,7 +359,9 @@ def make_spectrograms(task, names, args):
         Path(task.preproc, class_name).mkdir(exist_ok=True)
     if done or len(to_do) < len(names):
         utils.save_json(mark, new)
-    write_skipped(skipped, errors, task.samples)
+    if errors:
+        reasons = [(name, str(error).removeprefix(f"{task.samples / name}: ")) for name, error in errors.items()]
+        utils.save_csv(skipped, [("file", "reason"), *reasons])
     return done, errors, n_removed, len(names) - len(to_do)
 
 

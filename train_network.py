@@ -7,13 +7,13 @@ never looked at. Stopped at any moment, the same command goes on from the last e
     python train_network.py
 """
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import math
 import os
 import tempfile
 import time
+import timeit
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,18 +27,15 @@ import utils
 from preprocess_data import FeatureSettings, load_settings, load_spectrogram, sound_to_spectrogram
 from utils import UserError, class_of, source_of
 
-TEST_SHARE = 0.2
-VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+TEST_SHARE, VALIDATION_SHARE = 0.2, 0.15  # the latter of the sounds that are not for testing
 SIDES = "train", "validation", "test"
+SHAPE = "layers", "filters"
 LOG, CURVES = "training_log.csv", "training_curves.png"
-MOST_LINES = 40  # of the table of classes
 
 
 # ---------------------------------------------------------------- where spectrograms come from: Preproc/ or Samples/
 
 class Source(NamedTuple):
-    """Where spectrograms come from."""
-
     folder: Path  # Preproc/, or Samples/
     names: list  # of the sounds there, sorted
     classes: list  # names of the class folders, sorted
@@ -50,8 +47,7 @@ def find_source(samples, preproc, settings=None):
     """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
     kept = load_settings(preproc)
     if kept is not None and settings in (None, kept):
-        names, classes = utils.list_spectrograms(preproc), utils.list_classes(preproc)
-        return Source(preproc, names, classes, kept, load_spectrogram)
+        return Source(preproc, utils.list_spectrograms(preproc), utils.list_classes(preproc), kept, load_spectrogram)
     if kept is not None:
         print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
     names, _ = utils.find_sounds(samples)
@@ -61,6 +57,10 @@ def find_source(samples, preproc, settings=None):
 
 class Streamed(dict):
     """Spectrograms by name that do not fit into memory together: each is read by read(name) when it is asked for."""
+
+    def __init__(self, names, read):
+        super().__init__(names)
+        self.read = read
 
     def __getitem__(self, name):
         return self.read(name)
@@ -89,10 +89,7 @@ def read_spectrograms(source, names, memory=None):
                                    utils.jobs_for(source.folder, names) if computed else 1)
     print(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
           + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
-    if not held:
-        found = Streamed(found)
-        found.read = read
-    return found, utils.name_skipped(errors)
+    return found if held else Streamed(found, read), utils.name_skipped(errors)
 
 
 # ---------------------------------------------------------------- the split
@@ -106,9 +103,8 @@ def group_of(name, groups=None):
 def hold_out(names, share, seed, groups=None):
     """Choose about `share` of each class, whole groups of sounds, in an order that only their names decide.
 
-    An order by hash, not by shuffle: a sound that is added moves few others. A group is taken if that brings
-    the classes nearer to their shares on the whole, and leaves each an original. Returns the set of names
-    held out, copies included.
+    An order by hash, not by shuffle: a sound that is added moves few others. A group is taken if that brings the
+    classes nearer to their shares on the whole, and leaves each an original. Returns the names, copies included.
     """
     members = {}
     for name in names:
@@ -122,9 +118,8 @@ def hold_out(names, share, seed, groups=None):
             continue
         if sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items()) > 0:
             held_out.update(members[group])
-            for c, n in counts.items():
-                room[c] -= n
-                left[c] -= n
+            room.update({c: room[c] - n for c, n in counts.items()})
+            left.subtract(counts)
         else:
             spare.append(group)
     return held_out or set(members[spare[0]] if spare else ())  # of few large groups one is too much, none too little
@@ -169,11 +164,11 @@ def check_classes(names, classes, folder):
     """Raise UserError unless there are two classes, each with two sounds that are no copies."""
     if len(classes) < 2:
         raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
-    counts, all_counts = Counter(map(class_of, originals(names))), Counter(map(class_of, names))
+    counts, all_counts = (Counter(map(class_of, some)) for some in (originals(names), names))
     for name in classes:
         if counts[name] < 2:
-            raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]}"
-                            f" and {all_counts[name] - counts[name]} copies (_augN)")
+            raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
+                            f"{all_counts[name] - counts[name]} copies (_augN)")
 
 
 # ---------------------------------------------------------------- how long, at which rate, and which epoch is best
@@ -181,9 +176,8 @@ def check_classes(names, classes, folder):
 def plan(history, recipe):
     """The epoch from which the learning rate falls and the one before which training ends, as known by now.
 
-    The rate is held while there is progress, then falls to zero: nobody knows the right number of epochs. Progress
-    is a validation loss 5 % below the best so far, or, where there is annealing to come, such a training loss: it is
-    smoother, and a small set's validation is often lucky or unlucky for many epochs. After `patience` epochs without,
+    The rate is held while there is progress: a validation loss 5 % below the best so far or, with annealing to come,
+    such a training loss; a small set's validation is often unlucky for many epochs. After `patience` epochs without,
     the rate falls for a third as long as it was held; at the latest it falls in time to end with the last epoch
     allowed. Without `anneal` the rate stays, and training stops there.
     """
@@ -210,9 +204,8 @@ def rate_of(history, recipe):
 def chosen(history, recipe):
     """Which epoch's weights are kept: by the lowest validation loss, but late rather than lucky.
 
-    Once the rate falls, only epochs since then compete, and of those whose loss is within two standard errors of the
-    lowest the last one wins: the validation sounds cannot tell them apart, and a small set likes an early one by
-    chance. A set too small to validate on is judged by the training loss.
+    Once the rate falls, only epochs since then compete, and the last wins whose loss is within two standard errors of
+    the lowest: validation cannot tell these apart. A set too small for validation is judged by the training loss.
     """
     losses = np.array([row.get("val_loss", row["loss"]) for row in history])
     first = plan(history, recipe)[0]
@@ -233,26 +226,15 @@ def class_weights(info):
     return dict(enumerate(compute_class_weight("balanced", classes=np.unique(y), y=y)))
 
 
-def validate(network, spectrograms, info):
-    """Loss, its standard error, and accuracy on the validation sounds, scored as in evaluation."""
-    import models
-    if not info["validation"]:
-        return {}
-    scores = models.predict(network, (spectrograms[name] for name in info["validation"]))
-    truth = models.one_hot(info["validation"], info["classes"]).astype(bool)  # (n_sounds, n_classes)
-    losses = -np.log(np.maximum(scores[truth], 1e-7))
-    return {"val_loss": losses.mean(), "val_accuracy": (scores.argmax(axis=1) == truth.argmax(axis=1)).mean(),
-            "val_error": losses.std() / math.sqrt(len(losses))}
-
-
 def train(spectrograms, info, args):
     """Train a network on info["train"], choose its weights by info["validation"], save them with info.
 
     Goes on where a training of the same info was stopped. Raises UserError; what is saved is whole at every moment.
     """
+    import eval_network  # not above: it imports this module
     import models
-    recipe, weights, state, began = info["recipe"], class_weights(info), models.state_path(args.save), time.monotonic()
-    scope, host, n_hosts = models.devices(args.devices)
+    recipe, weights, began = info["recipe"], class_weights(info), time.monotonic()
+    scope, host, n_hosts = models.devices(args.devices, recipe["batch_size"])
     models.use_seed(info["seed"])
     with scope():
         network = models.new_network(spectrograms, info, args.weights)
@@ -261,41 +243,41 @@ def train(spectrograms, info, args):
     history = resume(network, info, args)
     board = models.tensorboard(args.tensorboard, network) if args.tensorboard and host == 0 else None
     if host == 0:
-        describe(network, info)
-        models.save_state(state, network, info, history)
+        eval_network.describe(info, network.count_params(), models.backend_and_device(network))
+        models.save_state(args.save, network, info, history)
     while len(history) < plan(history, recipe)[1]:
         rate = network.optimizer.learning_rate = rate_of(history, recipe)
         with scope():
             row = models.fit_epoch(network, batches, len(history), weights)
         if not math.isfinite(row["loss"]):
-            raise UserError(f"{args.save}: expected a finite loss to save weights at, found none; "
-                            "take a lower --learning-rate")
+            models.state_path(args.save).unlink(missing_ok=True)
+            raise UserError(f"{args.save}: expected a finite loss, found none; take a lower --learning-rate")
         row = {"epoch": len(history) + 1, "learning_rate": rate} | row
-        history.append(row | validate(network, spectrograms, info))
+        history.append(row | eval_network.validate(network, spectrograms, info))
         if host == 0:
-            keep(network, info, history, args, board)
+            keep(network, info, history, args)
+            if board:
+                board.on_epoch_end(len(history) - 1, history[-1])
     if host == 0:
-        plot_curves(args.results / CURVES, history, recipe)
-        state.unlink()
-        kept = history[chosen(history, recipe)]
-        print(f"Training took {time.monotonic() - began:.0f} s\n"
-              f"{args.save}: holds epoch {kept['epoch']}, {scores_of(kept)}")
+        models.state_path(args.save).unlink()
+        print(f"Training took {time.monotonic() - began:.0f} s")
 
 
 def resume(network, info, args):
-    """Bring network to where the training was that was stopped. Returns its epochs. Raises UserError for another's."""
+    """Bring network to where the training was that was stopped; its epochs. Raises UserError for another training."""
     import models
-    state = models.state_path(args.save)
-    if args.fresh or not state.exists():
+    if args.fresh or not models.state_path(args.save).exists():
         return []
-    found, history, variables = models.load_state(state)
-    refuse_other(state, found, info)
-    if history and not args.save.exists():
-        print(f"{args.save}: gone; training starts again")
-        return []
-    models.assign(network, variables)
-    print(f"Goes on after epoch {len(history)} of the training that was stopped")
-    return history
+    found, history, variables = models.load_state(args.save)
+    if history:
+        refuse_other(models.state_path(args.save), found, info)
+    elif args.save.exists():  # stopped in its first epoch; these are of the same training or of an earlier one
+        refuse_other(args.save, models.load(args.save)[1], info)
+    if history and args.save.exists():
+        models.assign(network, variables)
+        print(f"Goes on after epoch {len(history)} of the training that was stopped")
+        return history
+    return []
 
 
 def refuse_other(path, found, info):
@@ -308,87 +290,22 @@ def refuse_other(path, found, info):
                         "--fresh replaces it, --save names another file")
 
 
-def is_finished(info, args):
-    """Whether the weights are there and of this very training. Raises UserError where they are of another."""
-    import models
-    if args.fresh or not args.save.exists() or models.state_path(args.save).exists():
-        return False
-    found = models.load(args.save)[1]
-    refuse_other(args.save, found, info)
-    return True
-
-
-def keep(network, info, history, args, board):
+def keep(network, info, history, args):
     """Save the network if it is the one to keep, and the state of training; say and draw how far it is."""
+    import eval_network
     import models
-    row, is_chosen = history[-1], chosen(history, info["recipe"]) == len(history) - 1
-    if is_chosen:
+    row, kept, end = history[-1], chosen(history, info["recipe"]), plan(history, info["recipe"])[1]
+    if is_kept := kept == len(history) - 1:
         models.save(network, info, args.save)
-    models.save_state(models.state_path(args.save), network, info, history)
-    write_log(args.results / LOG, history)
-    if board:
-        board.on_epoch_end(row["epoch"] - 1, row)
-    left = (plan(history, info["recipe"])[1] - len(history)) * sum(r["seconds"] for r in history) / len(history)
-    print(f"epoch {row['epoch']:4d}  {scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
-          f"{left // 60:.0f}:{left % 60:02.0f} left{'  saved' * is_chosen}", flush=True)
-
-
-# ---------------------------------------------------------------- what is said and drawn
-
-def describe(network, info):
-    """Print the classes with their sounds on each side, and what is trained on what."""
-    import models
-    sides = [Counter(map(class_of, info[side])) for side in SIDES]
-    width = max(5, *map(len, info["classes"]))
-    print(f"{'Class':{width}}  " + "  ".join(SIDES))
-    for name in info["classes"][:MOST_LINES]:
-        print(f"{name:{width}}  " + "  ".join(f"{n[name]:{len(side)}}" for side, n in zip(SIDES, sides)))
-    if (more := len(info["classes"]) - MOST_LINES) > 0:
-        print(f"and {more} more classes")
-    print(f"{'all':{width}}  " + "  ".join(f"{n.total():{len(side)}}" for side, n in zip(SIDES, sides)))
-    seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
-    print(f"Network: {info['network']}, {network.count_params()} weights, window {info['n_frames']} frames "
-          f"({seconds:.2f} s), {models.backend_and_device(network)}")
-    print("Recipe: " + ", ".join(f"{key} {value}" for key, value in info["recipe"].items()), flush=True)
-
-
-def scores_of(row):
-    keys = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
-    return "  ".join(f"{key.replace('val_', 'validation ')} {row[key]:.4f}" for key in keys)
-
-
-def write_log(path, history):
-    """A line an epoch, its columns named as Keras names them."""
-    with utils.whole_file(path) as temporary, open(temporary, "w", newline="") as file:
-        lines = csv.DictWriter(file, history[0])
-        lines.writeheader()
-        lines.writerows(history)
-
-
-def new_figure(width, height):
-    """A figure that needs no display."""
-    from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure, path):
-    with utils.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
-def plot_curves(path, history, recipe):
-    """Loss and accuracy of training and validation, an epoch at a time, and which epoch is kept."""
-    figure = new_figure(10, 4)
-    epochs, kept = [row["epoch"] for row in history], history[chosen(history, recipe)]["epoch"]
-    for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        panel.plot(epochs, [row[key] for row in history], color="C0", ls="--", label="training, on varied windows")
-        if f"val_{key}" in history[0]:
-            panel.plot(epochs, [row[f"val_{key}"] for row in history], color="C1", label="validation")
-        panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
-        panel.set(xlabel="Epoch", ylabel=key.capitalize())
-        panel.grid(color="0.92")
-        panel.legend(fontsize=8)
-    save_figure(figure, path)
+    models.save_state(args.save, network, info, history)
+    utils.save_csv(args.results / LOG, [row, *(r.values() for r in history)])  # its columns named as Keras names them
+    left = (end - len(history)) * sum(r["seconds"] for r in history) / len(history)
+    print(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
+          f"{utils.clock(left)} left{'  saved' * is_kept}", flush=True)
+    if row["epoch"] % 5 == 1 or row["seconds"] > 10 or len(history) == end:  # a drawing takes half a second
+        eval_network.plot_curves(args.results / CURVES, history, kept + 1)
+    if len(history) == end:
+        print(f"{args.save}: holds epoch {kept + 1}, {eval_network.scores_of(history[kept])}")
 
 
 # ---------------------------------------------------------------- the command
@@ -396,35 +313,33 @@ def plot_curves(path, history, recipe):
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results"))
     count = utils.number(int, 1)
-    parser.add_argument("--save", type=Path, default=Path("weights.keras"), metavar="PATH",
-                        help="the trained network (default: weights.keras)")
     parser.add_argument("--fresh", action="store_true", help="start again, and replace what earlier training saved")
-    parser.add_argument("--weights", type=Path, metavar="PATH",
-                        help="start from these earlier weights; with other classes, only the last layer is new")
     parser.add_argument("--network", choices=("default", "original"), default="default", help="that of 2017: original")
-    parser.add_argument("--epochs", type=count, default=200,
-                        help="at most so many; training stops by itself, often within 50 (default: 200)")
-    for flag, kind, text in (
-            ("layers", count, "blocks of the network (3; original: 4)"),
-            ("filters", count, "filters of the first block (16; original: 32)"),
-            ("batch-size", count, "windows a step (32; original: 128)"),
-            ("learning-rate", utils.number(float, 1e-9, high=float("inf")), "highest rate (0.002; original: 1)"),
-            ("mixup", utils.number(float, 0), "the alpha by which windows are mixed, 0: not (0.3; original: 0)"),
-            ("masks", utils.number(int, 0, high=100), "bands and times masked in a window (2 of each; original: 0)"),
-            ("shift", utils.number(float, 0, high=1), "up to this share of a window it is shifted (0.1; original: 0)")):
-        parser.add_argument(f"--{flag}", type=kind, help=text)
     parser.add_argument("--class-weights", choices=("balanced", "none"),
                         help="balanced: a rare class counts as much as a frequent one (the default; original: none)")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0,
-                        help="of the split, the weights and the order (default: 0)")
-    parser.add_argument("--test", type=utils.regex, metavar="REGEX",
-                        help="the sounds whose class/name matches are the test set, for an official split")
-    parser.add_argument("--groups", type=utils.regex, metavar="REGEX",
-                        help="sounds whose file names share the matched part (a speaker, a note) stay on one side")
-    parser.add_argument("--memory", type=utils.number(float, 1e-6), metavar="GB",
-                        help="spectrograms beyond this are read anew each epoch (default: half of the memory)")
-    parser.add_argument("--devices", type=count, metavar="N", help="GPUs to train on at once, with KERAS_BACKEND=jax")
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
+    parser.add_flags(
+        ("save", Path, Path("weights.keras"), "PATH", "the trained network (default: weights.keras)"),
+        ("weights", Path, None, "PATH", "start from these earlier ones; with other classes, the last layer is new"),
+        ("test", utils.regex, None, "REGEX", "the sounds whose class/name matches are the test set"),
+        ("groups", utils.regex, None, "REGEX",
+         "sounds whose file names share the matched part (a speaker, a note) stay on one side of the split"),
+        ("seed", utils.number(int, 0), 0, "N", "of the split, the weights and the order (default: 0)"),
+        ("epochs", count, 200, "N", "at most; training stops by itself, often within 50 (default: 200)"),
+        ("layers", count, None, "N", "blocks of the network (default: 3; original: 4)"),
+        ("filters", count, None, "N", "filters of the first block (default: 16; original: 32)"),
+        ("batch-size", count, None, "N", "windows a step (default: 32; original: 128)"),
+        ("learning-rate", utils.number(float, 1e-9, high=float("inf")), None, "RATE",
+         "the highest (default: 0.002; original: 1)"),
+        ("mixup", utils.number(float, 0), None, "ALPHA",
+         "how much windows are mixed with one another, 0: not (default: 0.3; original: 0)"),
+        ("masks", utils.number(int, 0, high=100), None, "N",
+         "bands and times that are masked in each window (default: 2 of each; original: 0)"),
+        ("shift", utils.number(float, 0, high=1), None, "SHARE",
+         "windows are shifted by up to this share of their length (default: 0.1; original: 0)"),
+        ("memory", utils.number(float, 1e-6), None, "GB",
+         "spectrograms beyond this are read anew each epoch (default: half of the memory)"),
+        ("devices", count, None, "N", "GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)"),
+        ("tensorboard", Path, None, "DIR", "write the scores for TensorBoard too"))
     args = parser.parse_args()
     if args.save.suffix != ".keras":
         parser.error(f"--save {args.save}: expected a name that ends in .keras")
@@ -441,19 +356,10 @@ def say_what_preprocessing_saves(seconds, spectrograms, settings):
     with tempfile.TemporaryDirectory() as folder:
         for k, array in enumerate(arrays):
             np.save(f"{folder}/{k}.npy", array)
-        began = time.perf_counter()
-        for k in range(len(arrays)):
-            load_spectrogram(str(k), folder, settings)
-        loading = (time.perf_counter() - began) * len(spectrograms) / len(arrays)
-    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
-          f"{seconds / loading:.0f} times as fast")
-
-
-def say_what_preprocessing_lacks(source, samples):
-    """Say how many sounds in `samples` have no spectrogram."""
-    if samples.is_dir() and (new := set(filter(utils.is_sound, utils.list_files(samples))) - set(source.names)):
-        print(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
-              "preprocess_data.py adds new ones")
+        load = partial(load_spectrogram, folder=folder, settings=settings)
+        loading = timeit.timeit(lambda: [load(str(k)) for k in range(len(arrays))], number=1)
+    ratio = seconds / (loading * len(spectrograms) / len(arrays))
+    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load {ratio:.0f} times as fast")
 
 
 def main():
@@ -466,16 +372,22 @@ def main():
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:
         say_what_preprocessing_saves(seconds, spectrograms, source.settings)
-    else:
-        say_what_preprocessing_lacks(source, args.samples)
+    elif args.samples.is_dir():
+        new = set(filter(utils.is_sound, utils.list_files(args.samples))) - set(source.names)
+        print(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
+              "preprocess_data.py adds new ones\n" * bool(new), end="")
     sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups)))
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
         print(f"{n_unused} copies of validation and test sounds stay unused")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
+    if args.weights:
+        earlier = models.load(args.weights)[1]
+        args.network, (args.layers, args.filters) = earlier["network"], map(earlier.get("recipe", {}).get, SHAPE)
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
             "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(), **sides}
-    if is_finished(info, args):
+    if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
+        refuse_other(args.save, models.load(args.save)[1], info)
         print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
     else:
         with models.naming_memory(info["recipe"]["batch_size"]):

@@ -5,6 +5,7 @@ A sound's name, everywhere in this project, is its path below Samples/, "kick/de
 """
 import argparse
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -49,6 +50,10 @@ class Parser(argparse.ArgumentParser):
             default, text = self.PLACES[place]
             self.add_argument(f"--{place}", type=Path, default=Path(default), metavar="PATH",
                               help=f"{text} (default: {default})")
+
+    def add_flags(self, *flags):
+        for name, kind, default, metavar, text in flags:
+            self.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help shows the use)\n")
@@ -124,21 +129,20 @@ def jobs_for(folder, names, cost=1):
     return 1 if cost * sum(sizes) + 2**16 * len(names) < 2**27 else -1
 
 
-def attempt(function, k, item):
-    try:
-        return k, function(item), None
-    except UserError as error:
-        return k, None, error
-
-
 def attempt_all(function, chunk):
-    return [attempt(function, k, item) for k, item in chunk]
+    results = []
+    for k, item in chunk:
+        try:
+            results.append((k, function(item), None))
+        except UserError as error:
+            results.append((k, None, error))
+    return results
 
 
 def work(function, items, jobs, cluster):
     """Yield (k, result, None) or (k, None, UserError) for item k, in the order in which they are done."""
     if jobs == 1 and not cluster:
-        yield from itertools.starmap(partial(attempt, function), enumerate(items))
+        yield from itertools.chain.from_iterable(attempt_all(function, [pair]) for pair in enumerate(items))
         return
     numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
     # Up to 16 at a time, for short sounds: to hand over a task costs a fifth of a millisecond.
@@ -182,9 +186,7 @@ def progress(results, items, description, seconds=10):
         for n, result in enumerate(results, 1):
             yield result
             rate, folder = n / (time.perf_counter() - began), os.path.dirname(items[result[0]])
-            left, status = (total - n) / rate, f"{rate:.0f} sounds/s"
-            if n < total:
-                status += f", {left // 60:.0f}:{left % 60:02.0f} left, {folder}"
+            status = f"{rate:.0f} sounds/s" + (f", {clock((total - n) / rate)} left, {folder}" if n < total else "")
             if terminal:
                 show(n, status)
             elif n == total or time.perf_counter() - shown >= seconds:
@@ -192,9 +194,13 @@ def progress(results, items, description, seconds=10):
                 print(f"{description}: {n} of {total}, {status}", flush=True)
 
 
+def clock(seconds):
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
 @contextlib.contextmanager
 def bar(description, total, transient=False):
-    """A progress bar, as a function of how many are done and of what to say beside it; a transient one vanishes."""
+    """A progress bar, as a function of how many are done and what to say beside it; a transient one vanishes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[status]}")]
     with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient) as shown:
@@ -256,8 +262,7 @@ def alone_in(folder, waiting=None):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if waiting:
-                print(waiting, flush=True)
+            print(waiting or "", end="\n" * bool(waiting), flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # nor do some network file systems, for a folder
             pass
@@ -269,6 +274,12 @@ def alone_in(folder, waiting=None):
 def save_json(path, value):
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def save_csv(path, rows):
+    with whole_file(path) as temporary, \
+            open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows(rows)
 
 
 def class_of(name):
@@ -332,6 +343,12 @@ def find_sounds(samples):
     return sounds, loose + list(itertools.filterfalse(is_sound, files))
 
 
+def list_spectrograms(preproc):
+    """Sorted names of the sounds whose spectrograms are in `preproc`."""
+    names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
+    return list(filter(is_sound, names))
+
+
 # ---------------------------------------------------------------- sound files
 
 @contextlib.contextmanager
@@ -381,17 +398,3 @@ def read_blocks(path):
             yield y, file.samplerate
     if not n_samples:
         raise UserError(f"{path}: expected a sound, found one of no samples")
-
-
-def decode_sound(path):
-    """A whole sound file as float32 [shape=(n_samples, n_channels)], and its sample rate in Hz. Raises UserError."""
-    blocks, rates = zip(*read_blocks(path))
-    return np.concatenate(blocks), rates[0]
-
-
-# ---------------------------------------------------------------- spectrogram files
-
-def list_spectrograms(preproc):
-    """Sorted names of the sounds whose spectrograms are in `preproc`."""
-    names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
-    return list(filter(is_sound, names))

@@ -24,13 +24,13 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHED = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r}); import models, train_network, utils
-validate = train_network.validate
+import sys; sys.path.insert(0, {str(ROOT)!r}); import eval_network, models, train_network, utils
+validate = eval_network.validate
 def watch(network, spectrograms, info):
     scores = models.predict(network, (spectrograms[name] for name in info["test"]))
     right = scores.argmax(axis=1) == models.one_hot(info["test"], info["classes"]).argmax(axis=1)
     return validate(network, spectrograms, info) | {{"test_accuracy": right.mean()}}
-train_network.validate = watch
+eval_network.validate = watch
 utils.run(train_network.main)
 """
 SPEAKERS = "george", "jackson", "lucas", "nicolas", "theo", "yweweler"

@@ -220,6 +220,25 @@ def test_stopped_training_of_other_settings_is_not_gone_on_with(train, sounds, m
         train("--epochs", 2)
 
 
+def test_training_stopped_in_its_first_epoch_stands_in_the_way_of_no_other(train, sounds, monkeypatch):
+    def run_out(*args):
+        raise MemoryError
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "fit_epoch", run_out)
+        with pytest.raises(UserError, match="try --batch-size 16"):
+            train("--epochs", 1)
+        train_again = "--epochs", 1, "--batch-size", 16
+    train(*train_again)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "fit_epoch", run_out)
+        with pytest.raises(UserError):
+            train("--epochs", 1, "--fresh")
+    before = (sounds / "weights.keras").read_bytes()
+    with pytest.raises(UserError, match=r"weights.keras: .*batch_size \(16 -> 32\)"):
+        train("--epochs", 1)
+    assert (sounds / "weights.keras").read_bytes() == before
+
+
 def test_full_disk_is_one_line_and_leaves_the_earlier_weights(train, sounds):
     train("--epochs", 1)
     before = (sounds / "weights.keras").read_bytes()
@@ -261,7 +280,8 @@ def test_weights_for_spectrograms_of_other_settings_are_refused(train, sounds):
     run("preprocess_data.py", "--n-mels", 40, cwd=sounds)
     with pytest.raises(UserError, match="--weights earlier.keras: expected spectrograms made as for it, .*96.*40"):
         train("--epochs", 1, "--weights", "earlier.keras", small=())
-    assert "nowhere.keras: No such file" in one_line("train_network.py", "--weights", "nowhere.keras", cwd=sounds)
+    line = one_line("train_network.py", "--weights", "nowhere.keras", cwd=sounds)
+    assert "nowhere.keras: expected the weights that train_network.py saves, found nothing" in line
 
 
 # ---------------------------------------------------------------- memory
@@ -309,17 +329,20 @@ def test_network_beyond_all_memory_is_one_line(sounds):
 
 # ---------------------------------------------------------------- backends and devices
 
-def train_in(folder, *args, backend="jax", **environment):
-    command = [sys.executable, ROOT / "train_network.py", *SMALL, *map(str, args)]
+def train_in(folder, *args, backend="jax", code=None, **environment):
+    command = [sys.executable, *(["-c", code] if code else [ROOT / "train_network.py"]), *SMALL, *map(str, args)]
     environment = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"} | environment
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
 
 
-def scores_by(backend, folder, weights):
-    run_eval = [sys.executable, ROOT / "eval_network.py", "--weights", weights, "--results", f"{backend}-{weights}"]
-    subprocess.run(run_eval, cwd=folder, env=os.environ | {"KERAS_BACKEND": backend}, check=True, capture_output=True)
-    with open(folder / f"{backend}-{weights}/scores.csv", newline="") as file:
-        return np.array([[float(row[c]) for c in ("high", "low", "middle")] for row in csv.DictReader(file)])
+SCORES = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r}); import train_network, models; from pathlib import Path; import numpy
+train_network.main()
+source = train_network.find_source(Path("Samples"), Path("Preproc"))
+spectrograms, _ = train_network.read_spectrograms(source, source.names)
+for name in ("weights", "other"):
+    numpy.save(name + ".npy", models.predict(models.load(name + ".keras")[0], spectrograms.values()))
+"""
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -327,10 +350,13 @@ def test_weights_of_one_backend_give_the_same_scores_in_another(train, sounds, b
     if not find_spec(backend):
         pytest.skip(f"{backend} is not installed")
     train("--epochs", 1)
-    assert f"{backend} on cpu" in train_in(sounds, "--epochs", 1, "--save", "x.keras", backend=backend).communicate()[0]
-    for weights in ("weights.keras", "x.keras"):
-        np.testing.assert_allclose(scores_by(backend, sounds, weights), scores_by("tensorflow", sounds, weights),
-                                   atol=1e-4)
+    said = train_in(sounds, "--epochs", 1, "--save", "other.keras", backend=backend, code=SCORES).communicate()[0]
+    assert f"{backend} on cpu" in said
+    source = train_network.find_source(sounds / "Samples", sounds / "Preproc")
+    spectrograms, _ = train_network.read_spectrograms(source, source.names)
+    for name in ("weights", "other"):
+        scores = models.predict(models.load(sounds / f"{name}.keras")[0], spectrograms.values())
+        np.testing.assert_allclose(np.load(sounds / f"{name}.npy"), scores, atol=1e-4)
 
 
 def losses(said):

@@ -1,0 +1,67 @@
+"""The headline of 2017, from nothing, on a machine with a GPU: synthesise, preprocess, train, evaluate; a table.
+
+All 20,592 guitar-effect sounds of 2 s in twelve classes, the test's notes unheard in training. Needs the packages of
+requirements.txt and a backend of Keras that sees the GPU; flags that are not its own go to train_network.py.
+
+    KERAS_BACKEND=jax python benchmarks/gpu.py
+    python benchmarks/gpu.py --notes 20 --epochs 8      (a small one, to try it without a GPU)
+"""
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = r"^G\d\d-\d{5}"  # the dry note
+
+
+def timed(folder, script, *args):
+    """Run a script, its output passed on. Returns the seconds from its start to its end and what it said."""
+    command, said, began = [sys.executable, "-u", ROOT / script, *map(str, args)], [], time.perf_counter()
+    with subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said.append(line)
+    if process.returncode:
+        sys.exit(f"{script} failed")
+    return time.perf_counter() - began, "".join(said)
+
+
+def gpu_name():
+    """What the driver calls the GPUs."""
+    if not shutil.which("nvidia-smi"):
+        return "none"
+    names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return ", ".join(names.stdout.split("\n")).strip(", ") or "none"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--notes", type=int, default=624, help="dry notes, of 33 sounds each (default: all 624)")
+    args, flags = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        made, _ = timed(folder, "examples/guitar_effects.py", "Samples", "--notes", args.notes)
+        preprocessed, _ = timed(folder, "preprocess_data.py")
+        trained, said = timed(folder, "train_network.py", "--groups", GROUPS, *flags)
+        evaluated, _ = timed(folder, "eval_network.py")
+        scores = json.loads(Path(folder, "Results/metrics.json").read_text())
+    n, n_epochs = scores["n_train"] + scores["n_test"], len(re.findall(r"^epoch +\d", said, re.M))
+    n_windows = n_epochs * (scores["n_train"] - scores["n_validation"])
+    device = re.search(r"frames \(.*\), (.*)", said)[1]
+    print(f"\n| stage | seconds | clips per second |\n|---|---|---|\n"
+          f"| synthesis (not counted) | {made:.1f} | {n / made:.0f} |\n"
+          f"| preprocessing | {preprocessed:.1f} | {n / preprocessed:.0f} |\n"
+          f"| training, {n_epochs} epochs | {trained:.1f} | {n_windows / trained:.0f} |\n"
+          f"| evaluation | {evaluated:.1f} | {scores['n_test'] / evaluated:.0f} |\n"
+          f"| the three together | {preprocessed + trained + evaluated:.1f} | |\n\n"
+          f"accuracy {scores['accuracy']:.4f}, macro AUC {scores['macro_auc']:.4f} on {scores['n_test']} sounds; "
+          f"GPU: {gpu_name()}; Keras: {device}")
+
+
+if __name__ == "__main__":
+    main()
