@@ -1,13 +1,15 @@
 """Train on labelled folders and print the lines of the README's tables: seconds, accuracy, AUC.
 
-digits     spoken digits (FSDD), official test set, three seeds; and how soon the network of 2017 gets as far
+digits     spoken digits (FSDD), official test set, three seeds
+input      how much longer an epoch takes than one whose batches lie ready, held in memory and read anew
+race       how soon the network of 2017 gets as far on the first of these, in 40 epochs
 speakers   spoken digits, each speaker in turn left out
 drums      one-shot drums named kit-name, five seeds, test kits unheard; beside the network of 2017
 guitar     guitar effects named as in IDMT-SMT-Audio-Effects, test notes unheard
 
     python benchmarks/train.py digits Samples
 
-The test sounds choose nothing here either: `digits` looks at them after every epoch only to say when an accuracy was
+The test sounds choose nothing here either: `race` looks at them after every epoch only to say when an accuracy was
 first reached, which no training could know.
 """
 import argparse
@@ -39,6 +41,8 @@ RUNS = {
     "speakers": [["--test", f"_{speaker}_"] for speaker in SPEAKERS],
     "drums": [["--groups", "^[^-]+", "--seed", str(seed)] for seed in range(5)],
     "guitar": [["--groups", r"^G\d\d-\d{5}"]],
+    "input": [],
+    "race": [],
 }
 
 
@@ -83,7 +87,7 @@ def several(folder, samples, label, flags_of_runs, *flags):
 def race(folder, samples, flags):
     """How soon each network reaches an accuracy on the test set: training alone, scoring not counted."""
     default = train(folder, samples, *flags, watched=True)
-    original = train(folder, samples, *flags, "--network", "original", watched=True)
+    original = train(folder, samples, *flags, "--network", "original", "--epochs", "40", watched=True)
     best = max(row["test_accuracy"] for row in original["log"])
     for label, run in (("default", default), ("original", original)):
         tell(f"{label}, in the race", [run])
@@ -92,6 +96,34 @@ def race(folder, samples, flags):
             reached = [s for s, row in zip(seconds, run["log"]) if row["test_accuracy"] >= accuracy]
             print(f"  {100 * accuracy:.2f} % of the test set first right after "
                   + (f"{reached[0]:.0f} s of training" if reached else f"never in {seconds[-1]:.0f} s"), flush=True)
+
+
+def waiting(folder, samples):
+    """Seconds of an epoch whose batches are built meanwhile, beside one whose batches lie ready; medians of five."""
+    sys.path.insert(0, str(ROOT))
+    import models
+    import train_network
+
+    class Ready(models.Batches):
+        def __getitem__(self, step):
+            return ready[step]
+
+    source = train_network.find_source(samples, folder / "Preproc")
+    sides = dict(zip(train_network.SIDES, train_network.split(source.names, seed=0)))
+    info = {"network": "default", "seed": 0, "classes": source.classes, "recipe": models.RECIPES["default"], **sides}
+    held, streamed = (train_network.read_spectrograms(source, source.names, memory)[0] for memory in (None, 1))
+    network = models.new_network(held, info, None)
+    arguments = info | {"n_frames": network.input_shape[-1]}, models.band_means(network)
+    kinds = {kind: batches(spectrograms, *arguments) for kind, batches, spectrograms in (
+        ("ready", Ready, held), ("held in memory", models.Batches, held), ("read anew", models.Batches, streamed))}
+    ready = [kinds["held in memory"][step] for step in range(len(kinds["ready"]))]
+    seconds = {kind: [] for kind in kinds}
+    for epoch in range(6):
+        for kind, batches in kinds.items():
+            seconds[kind].append(models.fit_epoch(network, batches, epoch, None)["seconds"])
+    medians = {kind: np.median(values[1:]) for kind, values in seconds.items()}  # the first compiles
+    for kind, value in medians.items():
+        print(f"{kind:15} {value:6.2f} s an epoch of {len(ready)} steps, {value / medians['ready']:.3f} times 'ready'")
 
 
 def main():
@@ -105,8 +137,10 @@ def main():
         call(folder, [sys.executable, ROOT / "preprocess_data.py", "--samples", samples])
         for network in [args.network] if args.network else ["default", "original"][:1 + (args.what == "drums")]:
             several(Path(folder), samples, f"{args.what} {network}", RUNS[args.what], "--network", network)
-        if args.what == "digits" and not args.network:
+        if args.what == "race":
             race(Path(folder), samples, RUNS["digits"][0])
+        if args.what == "input":
+            waiting(Path(folder), samples)
 
 
 if __name__ == "__main__":
