@@ -17,7 +17,6 @@ import hashlib
 import io
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -193,6 +192,12 @@ def deform(y, sample_rate, parameters, rng):
     return copy
 
 
+def copy_name(name, k):
+    """The name of a sound's copy number k ("a/x.wav", 2 -> "a/x_aug2.wav")."""
+    stem, extension = os.path.splitext(name)
+    return f"{stem}_aug{k}{extension}"
+
+
 def decode_sound(path):
     """A whole sound file as float32 [shape=(n_samples, n_channels)], and its sample rate in Hz. Raises UserError."""
     blocks, rates = zip(*utils.read_blocks(path))
@@ -291,7 +296,7 @@ def write_sound(path, y, info):
 
 def targets(path, n, overwrite):
     """The copies of a sound that are to be written, by number."""
-    copies = {k: Path(utils.copy_name(str(path), k)) for k in range(1, n + 1)}
+    copies = {k: Path(copy_name(str(path), k)) for k in range(1, n + 1)}
     return {k: copy for k, copy in copies.items() if overwrite or not os.path.lexists(copy)}
 
 
@@ -333,10 +338,7 @@ def note(path, k, parameters):
 
 def tidy(log):
     """Sort the lines of copies, and keep the last of each: of those made again, or left by killed runs."""
-    for path in log.parent.glob(".*"):
-        with contextlib.suppress(FileNotFoundError):  # a file that another run is at is younger than an hour
-            if utils.TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
-                path.unlink()
+    utils.sweep(log.parent)
     with utils.alone_in(log.parent):
         header, _, text = os.fsdecode(log.read_bytes()).partition("\n")
         rows = {(row[0], len(row[1]), row[1]) if len(row) == len(COLUMNS) else (line, 0, ""): line  # strange ones stay

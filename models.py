@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
 import zipfile
@@ -37,7 +38,11 @@ def quiet_stderr():
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
-    import keras
+    try:
+        import keras
+    except (ImportError, ValueError) as error:
+        raise UserError(f"KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}: expected tensorflow, jax or torch, and its "
+                        f"package, found: {error}") from None
     from keras import layers
 
 INFO_FILE = "training.json"
@@ -82,8 +87,6 @@ class Batches(keras.utils.PyDataset):
     """Training batches: a window of each sound, in an order and with changes that follow from seed and epoch.
 
     Yields windows [shape=(batch_size, ..., n_mels, n_frames), float32, dB], targets [shape=(batch_size, n_classes)].
-    As the recipe says, windows are shifted in time (a share of the window), mixed with one another (the alpha of
-    mixup), masked in bands and in time (so many of each), and targets mixed alike and smoothed.
     fill: what masks put in, a level a band. host: (k, n) for the part of each batch of the k-th of n hosts.
     """
 
@@ -155,9 +158,8 @@ def conv_block(x, filters, kernel_size=3, strides=1):
 def default_network(x, n_layers, filters):
     """A 5x5 convolution at half resolution, then n_layers blocks of two 3x3 convolutions and a pooling.
 
-    Filters double from block to block. Two convolutions before each pooling generalise better than one, and
-    nothing at full resolution earns its cost. At the end time is averaged but frequency kept: where the
-    energy lies tells classes apart.
+    Filters double from block to block. Two convolutions before each pooling generalise better than one, and nothing at
+    full resolution earns its cost. Time is averaged but frequency kept: where the energy lies tells classes apart.
     """
     x = conv_block(x, filters, kernel_size=5, strides=2)  # (batch, n_mels / 2, n_frames / 2, filters)
     for block in range(n_layers):
@@ -210,12 +212,7 @@ def build(name, recipe, spectrograms, n_classes, n_frames):
     x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
     x = layers.Permute((2, 3, 1))(x)  # (batch, n_mels, n_frames, channels)
     x = BODIES[name](x, recipe["layers"], recipe["filters"])
-    return keras.Model(inputs, layers.Dense(n_classes, activation="softmax")(x))
-
-
-def with_new_head(network, n_classes):
-    """The same network up to its last layer, which is replaced by one for other classes."""
-    return keras.Model(network.input, layers.Dense(n_classes, activation="softmax")(network.layers[-2].output))
+    return keras.Model(inputs, layers.Dense(n_classes, activation="softmax", name="head")(x))
 
 
 def band_means(network):
@@ -224,9 +221,8 @@ def band_means(network):
 
 
 def compile_for(name, network, recipe):
-    rate = recipe["learning_rate"]
-    optimizer = (keras.optimizers.Adadelta(rate) if name == "original" else
-                 keras.optimizers.AdamW(rate, weight_decay=0.05, clipnorm=1.0))
+    optimizer = (keras.optimizers.Adadelta(recipe["learning_rate"]) if name == "original" else
+                 keras.optimizers.AdamW(recipe["learning_rate"], weight_decay=0.05, clipnorm=1.0))
     network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(network.trainable_variables)
 
@@ -234,23 +230,21 @@ def compile_for(name, network, recipe):
 # ---------------------------------------------------------------- training
 
 def recipe_of(args):
-    """The recipe of args.network, with what the flags change. [a dict]"""
+    """The recipe of args.network as a dict, with what the flags change."""
     recipe = RECIPES[args.network] | {"epochs": args.epochs}
     return recipe | {key: value for key, value in vars(args).items() if key in recipe and value is not None}
 
 
 def backend_and_device(network):
-    try:
-        device = keras.distribution.list_devices()[0]
-    except AttributeError:  # with PyTorch, Keras has no such list
-        device = network.weights[0].value.device
-    return f"{keras.backend.backend()} on {device}"
+    name = keras.backend.backend()  # with PyTorch, Keras has no list of devices
+    return f"{name} on {network.weights[0].value.device if name == 'torch' else keras.distribution.list_devices()[0]}"
 
 
 def tensorboard(folder, network):
     """Keras's writer of scores, for a network that is trained an epoch at a time. Raises UserError."""
     if not (find_spec("tensorboard") and find_spec("tensorflow")):
         raise UserError("--tensorboard: expected the package tensorboard, found none: pip install tensorboard")
+    folder.mkdir(parents=True, exist_ok=True)
     board = keras.callbacks.TensorBoard(folder, write_graph=False)
     board.set_model(network)
     return board
@@ -292,16 +286,18 @@ def assign(network, values):
 
 @contextlib.contextmanager
 def naming_memory(batch_size):
-    """Turn what the backends raise where memory runs out into a UserError."""
+    """Turn what the backends raise where memory runs out, or a spectrogram cannot be read, into a UserError."""
     try:
         yield
     except Exception as error:
-        text = f"{type(error).__name__} {error}".lower()
-        words = "memoryerror", "resourceexhausted", "resource_exhausted", "out of memory", "can't allocate memory"
-        if not any(word in text for word in words):
+        text = f"{type(error).__name__} {error}"
+        if found := re.search(r"\w*UserError: (.+)", text):  # TensorFlow wraps what is raised where batches are built
+            raise UserError(found[1]) from None
+        if not re.search("MemoryError|resource_?exhausted|out of memory|can't allocate memory", text, re.IGNORECASE):
             raise
+        smaller = f"--batch-size {batch_size // 2}, or " * (batch_size > 1)
         raise UserError(f"--batch-size {batch_size}: expected network and batch to fit into memory, found no more; "
-                        f"try --batch-size {max(1, batch_size // 2)}, or fewer --filters or --layers") from None
+                        f"try {smaller}fewer --filters or --layers") from None
 
 
 def new_network(spectrograms, info, start):
@@ -319,19 +315,22 @@ def new_network(spectrograms, info, start):
             print(f"Starts from {start}, of the same classes")
         else:
             print(f"Starts from {start}: its body is kept, the last layer is new for these {n_classes} classes")
-            network = with_new_head(network, n_classes)
+            head = layers.Dense(n_classes, activation="softmax", name="head")
+            network = keras.Model(network.input, head(network.layers[-2].output))
     compile_for(info["network"], network, recipe)
     return network
 
 
 def devices(n, batch_size):
-    """(scope, k, n_hosts): within scope() a network trains on n devices, or on all of n_hosts; this is host k of them.
+    """(scope, (k, n_hosts)): within scope() a network trains on n devices, or all of n_hosts; this is host k of them.
 
     Several hosts are told of one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
     """
     hosts = "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
     if not hosts and n in (None, 1):
-        return contextlib.nullcontext, 0, 1
+        return contextlib.nullcontext, (0, 1)
+    if hosts and n:
+        raise UserError(f"--devices {n}: expected none with several hosts, whose devices are all used")
     if keras.backend.backend() != "jax":
         raise UserError(f"--devices {n or 'of several hosts'}: expected KERAS_BACKEND=jax, "
                         f"found {keras.backend.backend()}")
@@ -344,7 +343,7 @@ def devices(n, batch_size):
     if batch_size % len(found[:n]):
         raise UserError(f"--batch-size {batch_size}: expected a multiple of the {len(found[:n])} devices, found none")
     parallel = keras.distribution.DataParallel(devices=found[:n], auto_shard_dataset=False)
-    return parallel.scope, jax.process_index(), jax.process_count()
+    return parallel.scope, (jax.process_index(), jax.process_count())
 
 
 def fit_epoch(network, batches, epoch, weights):
@@ -371,14 +370,17 @@ def save(network, info, path):
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
 
 
-def load(path):
+def load_info(path):  # without the network
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(INFO_FILE))
+
+
+def load(path, read=lambda path: (keras.models.load_model(path, compile=False, safe_mode=True), load_info(path))):
     """The network and the info of a weights file. Raises UserError for a file that is missing or not one."""
     if not Path(path).is_file():
         raise UserError(f"{path}: expected the weights that train_network.py saves, found nothing there")
     try:
-        with zipfile.ZipFile(path) as archive:
-            info = json.loads(archive.read(INFO_FILE))
-        return keras.models.load_model(path, compile=False, safe_mode=True), info
+        return read(path)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: expected the weights that train_network.py saves, found something else "
                         f"({str(error).splitlines()[0]})") from None

@@ -376,7 +376,7 @@ def main():
     sounds, others = utils.find_sounds(args.samples)
     settings = default_settings(args.sample_rate or rate_of_most(args.samples, sounds),
                                 args.n_mels, args.n_fft, args.hop_length, args.channels)
-    copies = (utils.copy_name(name, k) for name in sounds if name == utils.source_of(name)
+    copies = (augment_data.copy_name(name, k) for name in sounds if name == utils.source_of(name)
               for k in range(1, args.augment + 1))
     print(f"{args.samples}: {len(sounds)} sounds; {settings}")
     began = time.perf_counter()

@@ -29,7 +29,6 @@ from utils import UserError, class_of, source_of
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.15  # the latter of the sounds that are not for testing
 SIDES = "train", "validation", "test"
-SHAPE = "layers", "filters"
 LOG, CURVES = "training_log.csv", "training_curves.png"
 
 
@@ -82,11 +81,11 @@ def read_spectrograms(source, names, memory=None):
     hold more than `memory` bytes, each is read once now to find the bad ones, and again whenever it is asked for.
     """
     read = partial(source.read, folder=source.folder, settings=source.settings)
-    computed = source.read is sound_to_spectrogram
-    n_bytes = 0 if computed else sum(os.path.getsize(f"{source.folder}/{name}.npy") for name in names)
+    files = [f"{source.folder}/{name}.npy" for name in names if source.read is load_spectrogram]
+    n_bytes = sum(map(os.path.getsize, filter(os.path.isfile, files)))
     held = n_bytes <= (memory or half_of_memory())
     found, errors = utils.for_each(read if held else lambda name: read(name).shape, names, f"Reading {source.folder}",
-                                   utils.jobs_for(source.folder, names) if computed else 1)
+                                   1 if files else utils.jobs_for(source.folder, names))
     print(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
           + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
     return found if held else Streamed(found, read), utils.name_skipped(errors)
@@ -220,10 +219,9 @@ def chosen(history, recipe):
 def class_weights(info):
     """What a sound of each class counts in the loss, by index: all classes alike, or None for all sounds alike."""
     from sklearn.utils.class_weight import compute_class_weight
-    if info["recipe"]["class_weights"] == "none":
-        return None
     y = [info["classes"].index(class_of(name)) for name in info["train"]]
-    return dict(enumerate(compute_class_weight("balanced", classes=np.unique(y), y=y)))
+    weights = compute_class_weight("balanced", classes=np.unique(y), y=y)
+    return None if info["recipe"]["class_weights"] == "none" else dict(enumerate(weights))
 
 
 def train(spectrograms, info, args):
@@ -234,7 +232,7 @@ def train(spectrograms, info, args):
     import eval_network  # not above: it imports this module
     import models
     recipe, weights, began = info["recipe"], class_weights(info), time.monotonic()
-    scope, host, n_hosts = models.devices(args.devices, recipe["batch_size"])
+    scope, (host, n_hosts) = models.devices(args.devices, recipe["batch_size"])
     models.use_seed(info["seed"])
     with scope():
         network = models.new_network(spectrograms, info, args.weights)
@@ -243,23 +241,23 @@ def train(spectrograms, info, args):
     history = resume(network, info, args)
     board = models.tensorboard(args.tensorboard, network) if args.tensorboard and host == 0 else None
     if host == 0:
+        utils.sweep(args.save.parent)
         eval_network.describe(info, network.count_params(), models.backend_and_device(network))
         models.save_state(args.save, network, info, history)
     while len(history) < plan(history, recipe)[1]:
         rate = network.optimizer.learning_rate = rate_of(history, recipe)
         with scope():
             row = models.fit_epoch(network, batches, len(history), weights)
-        if not math.isfinite(row["loss"]):
-            models.state_path(args.save).unlink(missing_ok=True)
-            raise UserError(f"{args.save}: expected a finite loss, found none; take a lower --learning-rate")
         row = {"epoch": len(history) + 1, "learning_rate": rate} | row
         history.append(row | eval_network.validate(network, spectrograms, info))
+        if not np.isfinite([history[-1][key] for key in ("loss", "val_loss") if key in history[-1]]).all():
+            raise UserError(f"{args.save}: expected a finite loss, found none; take a lower --learning-rate")
         if host == 0:
             keep(network, info, history, args)
-            if board:
-                board.on_epoch_end(len(history) - 1, history[-1])
+        if board:
+            board.on_epoch_end(len(history) - 1, history[-1])
     if host == 0:
-        models.state_path(args.save).unlink()
+        models.state_path(args.save).unlink(missing_ok=True)
         print(f"Training took {time.monotonic() - began:.0f} s")
 
 
@@ -272,7 +270,7 @@ def resume(network, info, args):
     if history:
         refuse_other(models.state_path(args.save), found, info)
     elif args.save.exists():  # stopped in its first epoch; these are of the same training or of an earlier one
-        refuse_other(args.save, models.load(args.save)[1], info)
+        refuse_other(args.save, models.load(args.save, models.load_info), info)
     if history and args.save.exists():
         models.assign(network, variables)
         print(f"Goes on after epoch {len(history)} of the training that was stopped")
@@ -297,7 +295,6 @@ def keep(network, info, history, args):
     row, kept, end = history[-1], chosen(history, info["recipe"]), plan(history, info["recipe"])[1]
     if is_kept := kept == len(history) - 1:
         models.save(network, info, args.save)
-    models.save_state(args.save, network, info, history)
     utils.save_csv(args.results / LOG, [row, *(r.values() for r in history)])  # its columns named as Keras names them
     left = (end - len(history)) * sum(r["seconds"] for r in history) / len(history)
     print(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
@@ -306,6 +303,7 @@ def keep(network, info, history, args):
         eval_network.plot_curves(args.results / CURVES, history, kept + 1)
     if len(history) == end:
         print(f"{args.save}: holds epoch {kept + 1}, {eval_network.scores_of(history[kept])}")
+    models.save_state(args.save, network, info, history)  # last: what a kill leaves undone is done again
 
 
 # ---------------------------------------------------------------- the command
@@ -358,8 +356,8 @@ def say_what_preprocessing_saves(seconds, spectrograms, settings):
             np.save(f"{folder}/{k}.npy", array)
         load = partial(load_spectrogram, folder=folder, settings=settings)
         loading = timeit.timeit(lambda: [load(str(k)) for k in range(len(arrays))], number=1)
-    ratio = seconds / (loading * len(spectrograms) / len(arrays))
-    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load {ratio:.0f} times as fast")
+    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
+          f"{seconds / loading * len(arrays) / len(spectrograms):.0f} times as fast")
 
 
 def main():
@@ -368,26 +366,28 @@ def main():
     check_classes(source.names, source.classes, source.folder)
     began = time.perf_counter()
     spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
-    seconds = time.perf_counter() - began
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:
-        say_what_preprocessing_saves(seconds, spectrograms, source.settings)
+        say_what_preprocessing_saves(time.perf_counter() - began, spectrograms, source.settings)
     elif args.samples.is_dir():
         new = set(filter(utils.is_sound, utils.list_files(args.samples))) - set(source.names)
         print(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
               "preprocess_data.py adds new ones\n" * bool(new), end="")
     sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups)))
+    if loose := args.groups and [name for name in spectrograms if group_of(name, args.groups) == source_of(name)]:
+        print(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
         print(f"{n_unused} copies of validation and test sounds stay unused")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     if args.weights:
-        earlier = models.load(args.weights)[1]
-        args.network, (args.layers, args.filters) = earlier["network"], map(earlier.get("recipe", {}).get, SHAPE)
+        earlier = models.load(args.weights, models.load_info)
+        args.network, shape = earlier["network"], earlier.get("recipe", {})
+        args.layers, args.filters = shape.get("layers"), shape.get("filters")
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
             "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(), **sides}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
-        refuse_other(args.save, models.load(args.save)[1], info)
+        refuse_other(args.save, models.load(args.save, models.load_info), info)
         print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
     else:
         with models.naming_memory(info["recipe"]["batch_size"]):

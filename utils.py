@@ -86,9 +86,7 @@ def run(main):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
         n_bad = main()
-        if n_bad:
-            print(f"{script}: {n_bad} files skipped, named above", file=sys.stderr)
-        sys.exit(n_bad > 0)
+        sys.exit(f"{script}: {n_bad} files skipped, named above" if n_bad else 0)
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except OSError as error:
@@ -103,9 +101,8 @@ def run(main):
 def for_each(function, items, description, jobs=1, cluster=None, strict=False):
     """Call function on every item, in `jobs` processes of one core each, and show how far it is.
 
-    jobs: -1 for one process a core. cluster: address of a Dask scheduler, whose workers take the place of the
-    processes. Returns two dicts, in the order of items: item to result, and item to UserError; or raises the
-    first if `strict`.
+    jobs: -1 for one process a core. cluster: address of a Dask scheduler, whose workers take their place. Returns two
+    dicts in the order of items, item to result and item to UserError, or raises the first of these if `strict`.
     """
     from concurrent.futures import BrokenExecutor
     results, errors = {}, {}
@@ -180,8 +177,7 @@ def work_on_cluster(function, chunks, address):
 
 def progress(results, items, description, seconds=10):
     """Yield what `results` yields, (k, ...) of item k, behind a bar; off a terminal with a line every 10 seconds."""
-    total, began, shown = len(items), time.perf_counter(), time.perf_counter()
-    terminal = sys.stdout.isatty()
+    total, began, shown, terminal = len(items), time.perf_counter(), time.perf_counter(), sys.stdout.isatty()
     with bar(description, total) if terminal else contextlib.nullcontext() as show:
         for n, result in enumerate(results, 1):
             yield result
@@ -245,8 +241,19 @@ def whole_file(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:  # on a full disk it names no file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Remove what killed runs left in a folder; a file that another run is at is younger than an hour."""
+    for path in filter(lambda path: TEMPORARY.fullmatch(path.name), Path(folder).glob(".*")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -277,8 +284,7 @@ def save_json(path, value):
 
 
 def save_csv(path, rows):
-    with whole_file(path) as temporary, \
-            open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(rows)
 
 
@@ -292,18 +298,12 @@ def source_of(name):
     return COPY.sub("", name)
 
 
-def copy_name(name, k):
-    """The name of a sound's copy number k ("a/x.wav", 2 -> "a/x_aug2.wav")."""
-    stem, extension = os.path.splitext(name)
-    return f"{stem}_aug{k}{extension}"
-
-
 def list_classes(root):
     """Sorted names of the class folders in `root`. Raises UserError where there is no such folder."""
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: expected a folder with one folder a class, found "
-                        + ("a file" if root.exists() else "nothing there"))
+        found = "a file" if root.exists() else "nothing there"
+        raise UserError(f"{root}: expected a folder with one folder a class, found {found}")
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -338,8 +338,8 @@ def find_sounds(samples):
     files = list_files(samples)
     sounds, loose = list(filter(is_sound, files)), sorted(filter(is_sound, os.listdir(samples)))
     if not sounds:
-        raise UserError(f"{samples}: expected sounds in one folder a class, found "
-                        + (f"{len(loose)} in no class folder" if loose else f"none among {len(files)} files"))
+        found = f"{len(loose)} in no class folder" if loose else f"none among {len(files)} files"
+        raise UserError(f"{samples}: expected sounds in one folder a class, found {found}")
     return sounds, loose + list(itertools.filterfalse(is_sound, files))
 
 
@@ -381,8 +381,7 @@ def cure(path):
 def read_blocks(path):
     """Yield a sound file in blocks of some seconds and its sample rate: an hour takes no more memory than that.
 
-    Blocks are float32 [shape=(n_samples, n_channels)], full scale 1. Raises UserError for what is not a sound,
-    holds no sample, or holds NaN or infinity.
+    Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. Raises UserError for no sound, no sample, NaN or inf.
     """
     import soundfile
     with reading(path), soundfile.SoundFile(path) as file:

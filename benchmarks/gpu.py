@@ -7,6 +7,7 @@ requirements.txt and a backend of Keras that sees the GPU; flags that are not it
     python benchmarks/gpu.py --notes 20 --epochs 8      (a small one, to try it without a GPU)
 """
 import argparse
+import csv
 import json
 import re
 import shutil
@@ -50,13 +51,16 @@ def main():
         trained, said = timed(folder, "train_network.py", "--groups", GROUPS, *flags)
         evaluated, _ = timed(folder, "eval_network.py")
         scores = json.loads(Path(folder, "Results/metrics.json").read_text())
-    n, n_epochs = scores["n_train"] + scores["n_test"], len(re.findall(r"^epoch +\d", said, re.M))
-    n_windows = n_epochs * (scores["n_train"] - scores["n_validation"])
+        with open(Path(folder, "Results/training_log.csv"), newline="") as file:
+            log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    n, n_windows = scores["n_train"] + scores["n_test"], sum(row["clips_per_second"] * row["seconds"] for row in log)
+    steps = sum(row["seconds"] for row in log)
     device = re.search(r"frames \(.*\), (.*)", said)[1]
     print(f"\n| stage | seconds | clips per second |\n|---|---|---|\n"
           f"| synthesis (not counted) | {made:.1f} | {n / made:.0f} |\n"
           f"| preprocessing | {preprocessed:.1f} | {n / preprocessed:.0f} |\n"
-          f"| training, {n_epochs} epochs | {trained:.1f} | {n_windows / trained:.0f} |\n"
+          f"| training, {len(log)} epochs | {trained:.1f} | {n_windows / trained:.0f} |\n"
+          f"| of this, the steps alone | {steps:.1f} | {n_windows / steps:.0f} |\n"
           f"| evaluation | {evaluated:.1f} | {scores['n_test'] / evaluated:.0f} |\n"
           f"| the three together | {preprocessed + trained + evaluated:.1f} | |\n\n"
           f"accuracy {scores['accuracy']:.4f}, macro AUC {scores['macro_auc']:.4f} on {scores['n_test']} sounds; "

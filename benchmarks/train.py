@@ -131,12 +131,13 @@ def main():
     parser.add_argument("what", choices=RUNS)
     parser.add_argument("samples", type=Path)
     parser.add_argument("--network", choices=("default", "original"), help="only this one")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()  # the others are for training
     samples = args.samples.resolve()
     with tempfile.TemporaryDirectory() as folder:
         call(folder, [sys.executable, ROOT / "preprocess_data.py", "--samples", samples])
         for network in [args.network] if args.network else ["default", "original"][:1 + (args.what == "drums")]:
-            several(Path(folder), samples, f"{args.what} {network}", RUNS[args.what], "--network", network)
+            several(Path(folder), samples, f"{args.what} {network}", RUNS[args.what], "--network", network,
+                    *flags)
         if args.what == "race":
             race(Path(folder), samples, RUNS["digits"][0])
         if args.what == "input":

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +23,8 @@ def sounds_of(archive):
     """The sounds in a part, <part>/Samples/<effect>/<name>.wav: pairs of a ZipInfo and effect/name."""
     for member in archive.infolist():
         path = PurePosixPath(member.filename)
-        if path.suffix.lower() == ".wav" and path.parts[-3:-2] == ("Samples",):
+        hidden = any(part.startswith(".") for part in path.parts[-2:])  # or ..
+        if path.suffix.lower() == ".wav" and path.parts[-3:-2] == ("Samples",) and not hidden:
             yield member, f"{path.parts[-2]}/{path.name}"
 
 
@@ -66,8 +68,10 @@ def main():
     args = parser.parse_args()
     try:
         counts = lay_out(args.zip, args.samples)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         sys.exit(f"{args.zip}: expected the zip of IDMT-SMT-Audio-Effects, found {error}")
+    except OSError as error:
+        sys.exit(f"{error.filename or args.samples}: {error.strerror}")
     for effect, n in sorted(counts.items()):
         print(f"{effect:14} {n:6}")
     print(f"{args.samples}: {counts.total()} sounds of {len(counts)} classes"

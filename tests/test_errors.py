@@ -121,10 +121,15 @@ def test_damaged_spectrogram_is_named_and_the_rest_used(sounds):
     (sounds / "Preproc/low/00.wav.npy").write_bytes(b"\x93NUMPY")
     np.save(sounds / "Preproc/low/01.wav.npy", np.zeros((3, 4), np.float32))
     np.save(sounds / "Preproc/low/02.wav.npy", np.array([{"a": "pickle"}]), allow_pickle=True)
+    np.save(sounds / "Preproc/low/03.wav.npy", np.full((96, 20), np.nan, np.float32))
+    whole = (sounds / "Preproc/low/04.wav.npy").read_bytes()
+    (sounds / "Preproc/low/04.wav.npy").write_bytes(whole[:-100])
+    (sounds / "Preproc/low/05.wav.npy").unlink()
+    (sounds / "Preproc/low/05.wav.npy").symlink_to("nowhere")
     result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
-    for i in range(3):
+    for i in range(6):
         assert f"skipped Preproc/low/0{i}.wav.npy: expected" in result.stderr
-    assert "27 spectrograms" in result.stdout
+    assert "24 spectrograms" in result.stdout
 
 
 @pytest.mark.parametrize("n", ["0", "-1", "x", "1.5"])

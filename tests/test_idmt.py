@@ -34,7 +34,7 @@ def archive(tmp_path):
         files = {f"{part}/Samples/{effect}/{part[0]}61-4{k}1{k}0-{n}111-0{n}{k}.wav": wav(k)
                  for n, effect in enumerate(effects) for k in range(6)}
         files[f"{part}/Lists/{part}.xml"] = "<list/>"
-        files[f"{part}/Samples/../../../escaped.wav"] = b"x"
+        files |= {f"{part}/Samples/{name}.wav": b"x" for name in ("../escaped", "../../../escaped", "NoFX/._a")}
         parts[f"IDMT-SMT-AUDIO-EFFECTS/{part}.zip"] = zipped(files)
     (tmp_path / "effects.zip").write_bytes(zipped(parts))
     return tmp_path
@@ -67,8 +67,11 @@ def test_second_run_writes_only_what_is_missing(archive):
 
 
 def test_what_is_not_the_set_is_refused_by_one_line(archive):
+    whole = (archive / "effects.zip").read_bytes()
     (archive / "effects.zip").write_bytes(zipped({"Bass monophon.zip": b""}))
     assert "expected Gitarre monophon and Gitarre monophon2 as .zip in it, found Bass monophon" in lay_out(
         archive, status=1).stderr
+    (archive / "effects.zip").write_bytes(whole[:9000] + b"damaged" * 9 + whole[9063:])
+    assert "effects.zip: expected the zip of IDMT-SMT-Audio-Effects" in lay_out(archive, status=1).stderr
     (archive / "effects.zip").write_text("no zip")
     assert "effects.zip: expected the zip of IDMT-SMT-Audio-Effects" in lay_out(archive, status=1).stderr

@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, one_line, run
 
+import eval_network
 import models
 import train_network
 from train_network import chosen, plan, rate_of
@@ -113,7 +115,7 @@ def test_before_the_first_epoch_a_table_tells_what_is_trained_on_what(train):
     said = train("--epochs", 1).split("epoch    1")[0]
     assert re.search(r"Class +train +validation +test\nhigh +7 +1 +2\nlow +7 +1 +2\nmiddle +7 +1 +2\n"
                      r"all +21 +3 +6", said)
-    assert re.search(r"default, \d+ weights, window 40 frames \(0\.64 s\), tensorflow on cpu", said)
+    assert re.search(r"default, \d+ weights, window 40 frames \(0\.64 s\), tensorflow on \w+", said)
     assert "8000 Hz, 96 mels" in said and "batch_size 32, learning_rate 0.002, mixup 0.3, masks 2, shift 0.1" in said
 
 
@@ -142,6 +144,11 @@ def test_balanced_weights_let_every_class_count_alike():
     weights = train_network.class_weights(info | {"recipe": {"class_weights": "balanced"}})
     assert 9 * weights[0] == pytest.approx(3 * weights[1]) and 9 * weights[0] + 3 * weights[1] == pytest.approx(12)
     assert train_network.class_weights(info | {"recipe": {"class_weights": "none"}}) is None
+
+
+def test_class_weights_reach_the_loss(train, sounds, monkeypatch):
+    monkeypatch.setattr(train_network, "class_weights", lambda info: {0: 0.0, 1: 0.0, 2: 0.0})
+    assert re.search(r"epoch +1  loss 0\.0000 ", train("--epochs", 1))
 
 
 @pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
@@ -173,19 +180,51 @@ def test_stopped_by_ctrl_c_the_same_command_ends_at_the_weights_of_an_undisturbe
     assert not list(sounds.glob("*.npz"))
 
 
-def test_killed_at_random_moments_it_ends_at_the_weights_of_an_undisturbed_run(train, sounds):
-    train("--epochs", 8, "--save", "undisturbed.keras")
-    command = [sys.executable, ROOT / "train_network.py", *SMALL, "--epochs", "8"]
-    for n_lines in (1, 2):
-        process = subprocess.Popen(command, cwd=sounds, text=True, stdout=subprocess.PIPE)
-        while n_lines and (line := process.stdout.readline()):
-            n_lines -= bool(re.match(r"epoch +\d", line))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert models.load(sounds / "weights.keras")[1]["seed"] == 0  # whole
-    assert "Goes on after epoch" in train("--epochs", 8)
+KILLED = f"""
+import os, sys; sys.path.insert(0, {str(ROOT)!r}); import eval_network, models, numpy, train_network, utils
+where, name, when = dict(models=models, numpy=numpy, eval_network=eval_network)[sys.argv.pop(1)], *sys.argv[1:3]
+del sys.argv[1:3]
+called, function = [], getattr(where, name)
+def killed(*args, **kwargs):
+    called.append(1)
+    if len(called) == int(when):
+        if name == "savez":
+            args[0].write(b"half an archive")
+            args[0].flush()
+        os.kill(os.getpid(), 9)
+    return function(*args, **kwargs)
+setattr(where, name, killed)
+utils.run(train_network.main)
+"""
+
+
+@pytest.mark.parametrize("moment, goes_on", [(("models", "save", 1), False), (("numpy", "savez", 4), True),
+                                             (("eval_network", "plot_curves", 2), True)])
+def test_killed_at_any_moment_it_ends_at_the_weights_of_an_undisturbed_run(train, sounds, moment, goes_on):
+    """Killed before the first weights, in the middle of saving its state, and at the end before all is drawn."""
+    train("--epochs", 4, "--save", "undisturbed.keras", "--results", "undisturbed")
+    command = [sys.executable, "-c", KILLED, *map(str, moment), *SMALL, "--epochs", "4"]
+    assert subprocess.run(command, cwd=sounds, capture_output=True).returncode == -signal.SIGKILL
+    for path in sounds.glob(".*"):
+        os.utime(path, (0, 0))  # as if an hour had passed
+    said = train("--epochs", 4)
+    assert ("Goes on after epoch" in said) == goes_on and "weights.keras: holds epoch" in said
     assert_same_weights(sounds / "weights.keras", sounds / "undisturbed.keras")
-    assert not list(sounds.glob(".*"))
+    logs = [(sounds / folder / "training_log.csv").read_text().splitlines() for folder in ("Results", "undisturbed")]
+    assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
+    assert not list(sounds.glob(".*")) and not list(sounds.glob("*.npz"))
+
+
+def test_training_that_diverges_later_is_not_called_finished(train, sounds, monkeypatch):
+    validate = eval_network.validate
+
+    def diverged(*args):
+        return validate(*args) | ({"val_loss": math.nan} if (sounds / "weights.keras").exists() else {})
+    monkeypatch.setattr(eval_network, "validate", diverged)
+    for _ in range(2):
+        with pytest.raises(UserError, match="expected a finite loss, found none; take a lower --learning-rate"):
+            train("--epochs", 3)
+    assert all(np.isfinite(array).all() for array in weights_of(sounds / "weights.keras"))
 
 
 def test_finished_training_is_not_done_again_nor_replaced_by_another_without_being_told(train, sounds):
@@ -244,11 +283,11 @@ def test_full_disk_is_one_line_and_leaves_the_earlier_weights(train, sounds):
     before = (sounds / "weights.keras").read_bytes()
     code = (f"import resource, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network, models, utils\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"  # a write beyond the limit fails, as on a full disk
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); utils.run(train_network.main)")
-    result = subprocess.run([sys.executable, "-c", code, *SMALL, "--epochs", "2", "--fresh"], cwd=sounds, text=True,
-                            capture_output=True)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "large" in result.stderr and "Traceback" not in result.stderr
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2); utils.run(train_network.main)")
+    for limit, file in ((5000, "weights.unfinished.npz"), (30000, "weights.keras")):
+        result = subprocess.run([sys.executable, "-c", code, str(limit), *SMALL, "--epochs", "2", "--fresh"],
+                                cwd=sounds, text=True, capture_output=True)
+        assert result.returncode == 1 and result.stderr == f"-c: {file}: File too large\n"
     assert (sounds / "weights.keras").read_bytes() == before and not list(sounds.glob(".*"))
 
 
@@ -262,17 +301,19 @@ def test_training_starts_from_earlier_weights(train, sounds):
     assert float(re.search(r"epoch +1  loss (\d\.\d+)", said)[1]) < float(first)
 
 
-def test_with_other_classes_the_body_is_kept_and_the_last_layer_new(train, sounds):
-    train("--epochs", 1, "--save", "earlier.keras")
+@pytest.mark.parametrize("network", models.RECIPES)
+def test_with_other_classes_the_body_is_kept_and_the_last_layer_new(train, sounds, network):
+    train("--epochs", 1, "--save", "earlier.keras", "--network", network)
     earlier, info = models.load(sounds / "earlier.keras")
-    network = models.new_network({}, info | {"classes": ["x", "y"]}, sounds / "earlier.keras")
-    assert network.output_shape == (None, 2)
-    for old, new in zip(earlier.get_weights()[:-2], network.get_weights()[:-2], strict=True):
-        np.testing.assert_array_equal(old, new)
+    new = models.new_network({}, info | {"classes": ["x", "y"]}, sounds / "earlier.keras")
+    assert new.output_shape == (None, 2)
+    for before, after in zip(earlier.get_weights()[:-2], new.get_weights()[:-2], strict=True):
+        np.testing.assert_array_equal(before, after)
     shutil.rmtree(sounds / "Preproc/low")
     said = train("--epochs", 1, "--weights", "earlier.keras", small=())
     assert "its body is kept, the last layer is new for these 2 classes" in said
-    assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "middle"]
+    info = models.load(sounds / "weights.keras")[1]
+    assert info["classes"] == ["high", "middle"] and info["network"] == network and info["recipe"]["filters"] == 2
 
 
 def test_weights_for_spectrograms_of_other_settings_are_refused(train, sounds):
@@ -312,6 +353,17 @@ def peak_memory(folder, n):
 def test_memory_stays_flat_on_a_set_four_times_its_limit(tmp_path):
     few, many = peak_memory(tmp_path / "few", 4), peak_memory(tmp_path / "many", 60)  # 16 and 240 MB
     assert many - few < 60
+
+
+def test_spectrogram_that_vanishes_while_it_is_streamed_is_one_line(train, sounds, monkeypatch):
+    fit_epoch = models.fit_epoch
+
+    def vanishing(*args):
+        shutil.rmtree(sounds / "Preproc/low")
+        return fit_epoch(*args)
+    monkeypatch.setattr(models, "fit_epoch", vanishing)
+    with pytest.raises(UserError, match="^Preproc/low/.*npy: expected a spectrogram, found .*No such file"):
+        train("--epochs", 1, "--memory", "0.0001")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"),
@@ -376,9 +428,21 @@ def test_two_devices_and_two_hosts_have_the_losses_of_one_device(train, sounds):
     hosts = [train_in(sounds, *flags, "--save", "3.keras", KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
                       KERAS_DISTRIBUTION_NUM_PROCESSES="2", KERAS_DISTRIBUTION_PROCESS_ID=str(k),
                       JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo") for k in (0, 1)]
-    said = [host.communicate(timeout=120)[0] for host in hosts]
+    try:
+        said = [host.communicate(timeout=200)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
     np.testing.assert_allclose(losses(said[0]), one, atol=1e-3)
     assert len(one) == 6 and [host.returncode for host in hosts] == [0, 0] and not losses(said[1])
+
+
+@pytest.mark.parametrize("backend", ["foo", "torch"])
+def test_backend_that_is_not_there_is_one_line(sounds, backend, monkeypatch):
+    if backend == "torch" and find_spec("torch"):
+        pytest.skip("torch is installed")
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert f"KERAS_BACKEND={backend}: expected tensorflow, jax or torch" in one_line("train_network.py", cwd=sounds)
 
 
 def test_more_devices_than_there_are_or_another_backend_are_refused(sounds):
