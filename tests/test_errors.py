@@ -89,7 +89,7 @@ def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
     run("preprocess_data.py", cwd=sounds)
     (sounds / "Preproc/settings.json").write_text("{}")
     line = one_line("train_network.py", cwd=sounds)
-    assert "settings.json: expected the settings of finished preprocessing" in line
+    assert "settings.json: expected settings of finished preprocessing" in line
 
 
 def test_training_that_diverges_says_so_and_leaves_earlier_weights_alone(sounds):

@@ -198,17 +198,16 @@ utils.run(train_network.main)
 """
 
 
-@pytest.mark.parametrize("moment, goes_on", [(("models", "save", 1), False), (("numpy", "savez", 4), True),
-                                             (("eval_network", "plot_curves", 2), True)])
-def test_killed_at_any_moment_it_ends_at_the_weights_of_an_undisturbed_run(train, sounds, moment, goes_on):
-    """Killed before the first weights, in the middle of saving its state, and at the end before all is drawn."""
+@pytest.mark.parametrize("moment", [("numpy", "savez", 4), ("eval_network", "plot_curves", 2)])
+def test_killed_at_any_moment_it_ends_at_the_weights_of_an_undisturbed_run(train, sounds, moment):
+    """Killed in the middle of saving its state, and at the end before all is drawn."""
     train("--epochs", 4, "--save", "undisturbed.keras", "--results", "undisturbed")
     command = [sys.executable, "-c", KILLED, *map(str, moment), *SMALL, "--epochs", "4"]
     assert subprocess.run(command, cwd=sounds, capture_output=True).returncode == -signal.SIGKILL
     for path in sounds.glob(".*"):
         os.utime(path, (0, 0))  # as if an hour had passed
     said = train("--epochs", 4)
-    assert ("Goes on after epoch" in said) == goes_on and "weights.keras: holds epoch" in said
+    assert "Goes on after epoch" in said and "weights.keras: holds epoch" in said
     assert_same_weights(sounds / "weights.keras", sounds / "undisturbed.keras")
     logs = [(sounds / folder / "training_log.csv").read_text().splitlines() for folder in ("Results", "undisturbed")]
     assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
