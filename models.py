@@ -365,7 +365,7 @@ def fit_epoch(network, batches, epoch, weights):
 def save(network, info, path):
     """Write network and info to `path`, at once or not at all: it can be read at every moment."""
     with whole_file(path) as temporary:
-        network.save(temporary, include_optimizer=False)
+        network.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
 
