@@ -20,7 +20,7 @@ test: .venv/installed  ## the linter and all tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1' 'jax>=0.5' 'tensorboard>=2.19'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1' 'jax>=0.5' 'tensorboard>=2.19' 'onnx>=1.17' 'tf2onnx>=1.16' 'onnxruntime>=1.20'
 	touch $@
 
 .PHONY: bench demo test

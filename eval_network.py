@@ -1,39 +1,71 @@
-"""Score the trained network on the sounds that training never saw.
+"""Score the trained network on the sounds that training never saw, and ask it about new ones.
 
-Reads the weights, and the test sounds from Preproc/ or Samples/. Writes to Results/: roc_curves.png,
-confusion_matrix.png, scores.csv (a line a sound) and metrics.json.
+Reads the weights, and the test sounds from Preproc/ or Samples/. Writes to Results/: metrics.json, scores.csv (a line a
+sound), mistakes.csv, and pictures of the curves, the confusions, the calibration and the worst mistakes.
 
     python eval_network.py
+    python eval_network.py kick.wav folder/
 """
+import importlib.metadata
+import itertools
 import math
+import warnings
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 import utils
-from preprocess_data import FeatureSettings
-from train_network import SIDES, find_source, read_spectrograms
+from preprocess_data import AMIN, TOP_DB, FeatureSettings, mel_filters, overview, sound_to_spectrogram, spans
+from train_network import SIDES, find_source, originals, read_spectrograms
 from utils import UserError
 
 MOST_LINES = 40  # of the table of classes
-RESULTS = "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json"
+MOST_CURVES = 28  # that colours and dashes can tell apart
+N_BINS = 15  # of probabilities, to measure calibration as Guo 2017 does
+# Okabe and Ito's colours, which the colour-blind tell apart, but for yellow, which white hides.
+COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
+EXPORTS = {".onnx": "onnx", ".tflite": "litert"}  # as Keras calls them
 
 
 def parse_args():
-    return utils.Parser(__doc__, places=("samples", "preproc", "results", "weights")).parse_args()
+    parser = utils.Parser(__doc__, places=("samples", "preproc", "results", "weights"))
+    parser.add_argument("sounds", nargs="*", type=Path, metavar="SOUND", help="new sounds, or folders of them")
+    parser.add_argument("--timeline", action="store_true", help="what is heard when in them: table, labels, picture")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="of pictures (default: png)")
+    parser.add_flags(
+        ("step", utils.number(float, 1e-3), None, "SECONDS", "of the timeline (default: half of the window)"),
+        ("csv", Path, None, "FILE", "write what is said of new sounds there too"),
+        ("data", Path, None, "DIR", "score this labelled folder of sounds or spectrograms, into Results/DIR/"),
+        ("export", Path, None, "FILE", "the network for other tools, .onnx or .tflite, and a .json beside it"))
+    args = parser.parse_args()
+    if args.export and args.export.suffix not in EXPORTS:
+        parser.error(f"--export {args.export}: expected a name that ends in .onnx or .tflite")
+    if bool(args.sounds) + bool(args.data) + bool(args.export) > 1:
+        parser.error("expected new sounds, --data or --export, found more than one of them")
+    if (args.csv or args.timeline) and not args.sounds:
+        parser.error("--csv and --timeline: expected new sounds, found none")
+    if (args.csv and args.timeline) or (args.step and not args.timeline):
+        parser.error("expected --step with --timeline, and --csv without, which writes tables of its own")
+    return args
 
 
-def read_test_sounds(args, info):
-    """The spectrograms of the test sounds that the weights name, computed as in training, and how many are bad.
+def read_labelled(args, info):
+    """The spectrograms of the test sounds that the weights name, or those of --data; how many are bad.
 
-    Raises UserError where the classes are not those of the weights, or no test sound is left.
+    Raises UserError where there are classes that the weights do not know, or no sound is left.
     """
-    source = find_source(args.samples, args.preproc, FeatureSettings(**info["features"]))
-    if source.classes != info["classes"]:
+    source = find_source(args.data or args.samples, args.data or args.preproc, FeatureSettings(**info["features"]))
+    if not set(source.classes) <= set(info["classes"]):
         raise UserError(f"{args.weights}: expected weights for the classes in {source.folder}/, "
                         f"{', '.join(source.classes)}; found weights for {', '.join(info['classes'])}")
-    names = sorted(set(source.names) & set(info["test"]))
-    if len(names) < len(info["test"]):
+    names = originals(source.names) if args.data else sorted(set(source.names) & set(info["test"]))
+    seen = {*info["train"], *info["validation"], *info.get("seen", [])} & set(names)
+    if seen:
+        print(f"{source.folder}: training used sounds named as {len(seen)} of these; where they are the same, scores "
+              "say nothing of new sounds")
+    elif not args.data and len(names) < len(info["test"]):
         print(f"{source.folder}: {len(info['test']) - len(names)} of {len(info['test'])} test sounds are not there")
     spectrograms, n_bad = read_spectrograms(source, names)
     if not spectrograms:
@@ -43,43 +75,64 @@ def read_test_sounds(args, info):
 
 # ---------------------------------------------------------------- numbers
 
-def measure(y, scores, info):
-    """The metrics of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)], as a dict for JSON."""
+def measure(y, scores, raw, info):
+    """The metrics of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)], as a dict for JSON.
+
+    raw: the probabilities before calibration. What is not defined is NaN, and counts in no mean.
+    """
+    from scipy.stats import binomtest
     from sklearn import metrics
-    guesses, classes = scores.argmax(axis=1), info["classes"]
-    auc = {c: float(metrics.roc_auc_score(y == k, scores[:, k])) if 0 < (y == k).sum() < len(y) else None
-           for k, c in enumerate(classes)}  # one side alone has no curve
-    known = [value for value in auc.values() if value is not None]
+    classes, guesses, every = info["classes"], scores.argmax(axis=1), range(len(info["classes"]))
+    truth, n_right = np.eye(len(classes))[y], int((guesses == y).sum())
+    table = metrics.precision_recall_fscore_support(y, guesses, labels=every, zero_division=np.nan)
+    values = dict(zip(("precision", "recall", "f1"), np.where(table[3] > 0, table[:3], np.nan)))
+    for key, score in (("auc", metrics.roc_auc_score), ("average_precision", metrics.average_precision_score)):
+        values[key] = [score(y == k, scores[:, k]) if 0 < n < len(y) else math.nan for k, n in enumerate(table[3])]
+    means = {key: float(np.nanmean(row)) if np.isfinite(row).any() else math.nan for key, row in values.items()}
     return {
-        "accuracy": metrics.accuracy_score(y, guesses),
-        "balanced_accuracy": metrics.recall_score(y, guesses, labels=np.unique(y), average="macro"),
-        "macro_auc": float(np.mean(known)) if known else None,
-        "auc": auc,
+        "accuracy": n_right / len(y), "accuracy_95": [*binomtest(n_right, len(y)).proportion_ci(method="wilson")],
+        "balanced_accuracy": means["recall"], **{f"macro_{key}": value for key, value in means.items()},
+        "micro_auc": metrics.roc_auc_score(truth.ravel(), scores.ravel()),
+        "micro_average_precision": metrics.average_precision_score(truth.ravel(), scores.ravel()),
+        "top_3_accuracy": metrics.top_k_accuracy_score(y, scores, k=3, labels=every) if len(every) > 3 else math.nan,
+        **calibration(y, scores), "uncalibrated": calibration(y, raw), "temperature": info["temperature"],
+        "classes": classes, "support": dict(zip(classes, map(int, table[3]))),
+        **{key: dict(zip(classes, map(float, row))) for key, row in values.items()},
         "n_test": len(y),
         "n_train": len(info["train"]) + len(info["validation"]),  # sounds and copies that training used
         "n_validation": len(info["validation"]),  # those of them that chose the weights
-        "classes": classes,
-        "features": info["features"], "network": info["network"], "seed": info["seed"],
+        "features": info["features"], "network": info["network"], "recipe": info.get("recipe"), "seed": info["seed"],
+        "versions": {name: importlib.metadata.version(name) for name in ("keras", "numpy", "scikit-learn")},
     }
 
 
+def calibration(y, scores):
+    """Log loss and expected calibration error: how far probabilities are from the share that is right."""
+    from sklearn.metrics import log_loss
+    counts, sure, right = in_bins(y, scores)
+    return {"log_loss": log_loss(y, scores, labels=range(scores.shape[1])),
+            "calibration_error": float(np.average(np.abs(sure - right), weights=counts))}
+
+
+def in_bins(y, scores):
+    """Of each bin of the guesses' probabilities that is not empty: how many, mean probability, share that is right."""
+    sure, right = scores.max(axis=1), scores.argmax(axis=1) == y
+    rows = np.minimum(sure * N_BINS, N_BINS - 1).astype(int)
+    counts, *sums = (np.bincount(rows, weights, N_BINS) for weights in (None, sure, right))
+    return counts[counts > 0], *(total[counts > 0] / counts[counts > 0] for total in sums)
+
+
 def validate(network, spectrograms, info):
-    """Loss, its standard error, and accuracy on the validation sounds, scored as in evaluation."""
+    """Loss, its standard error, accuracy and best temperature on the validation sounds, scored as in evaluation."""
     import models
     if not info["validation"]:
         return {}
-    scores = models.predict(network, (spectrograms[name] for name in info["validation"]))
+    sounds = ((name, spectrograms[name]) for name in info["validation"])
+    scores = np.stack([row for _, row in models.predict(network, sounds)])
     truth = models.one_hot(info["validation"], info["classes"]).astype(bool)  # (n_sounds, n_classes)
     losses = -np.log(np.maximum(scores[truth], 1e-7))
     return {"val_loss": losses.mean(), "val_accuracy": (scores.argmax(axis=1) == truth.argmax(axis=1)).mean(),
-            "val_error": losses.std() / math.sqrt(len(losses))}
-
-
-def write_scores(path, names, y, scores, classes):
-    """A line a sound: name, class, guess, and the probability of each class."""
-    rows = ([name, classes[k], classes[row.argmax()], *(f"{p:.6f}" for p in row)]
-            for name, k, row in zip(names, y, scores))
-    utils.save_csv(path, [["file", "class", "guess", *classes], *rows])
+            "val_error": losses.std() / math.sqrt(len(losses)), "temperature": models.best_temperature(truth, scores)}
 
 
 # ---------------------------------------------------------------- pictures
@@ -96,52 +149,129 @@ def save_figure(figure, path):
 
 
 def plain(name):
-    """A class name as Matplotlib shows it to the letter: $ would begin a formula."""
+    """A name as Matplotlib shows it to the letter: $ would begin a formula."""
     return name.replace("$", r"\$")
 
 
 def plot_roc(path, y, scores, report):
-    """ROC curves of each class against the rest, whole and near the corner where good ones differ."""
-    from matplotlib import colormaps
+    """ROC curves of each class against the rest with their averages, whole and on a logarithmic axis."""
     from sklearn.metrics import roc_curve
-    n_columns = 1 + len(report["classes"]) // 25  # of the legend
-    figure = new_figure(9 + 2 * n_columns, 5.2)
-    axes = figure.subplots(1, 2)
-    for k, (name, auc) in enumerate(report["auc"].items()):
-        if auc is None:
-            continue
-        false_positives, true_positives, _ = roc_curve(y == k, scores[:, k], drop_intermediate=False)
-        style = dict(color=colormaps["turbo"]((k + 0.5) / len(report["classes"])), lw=1.5,
-                     ls=("-", "--", "-.", ":")[k % 4])  # not by colour alone
-        for panel in axes:
-            panel.plot(false_positives, true_positives, label=f"{auc:.4f}  {plain(name)}", **style)
-    axes[0].plot([0, 1], [0, 1], color="0.7", lw=1, label="0.5  chance")
-    axes[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {text_of(report['macro_auc'])}")
-    axes[1].set(title="The same near the corner", xlim=(-0.002, 0.1), ylim=(0.9, 1.002))
-    for panel in axes:
+    figure = new_figure(12.5, 5)
+    panels = figure.subplots(1, 2)
+    lines = draw_curves(panels, y, scores, report, "auc", lambda *pair: roc_curve(*pair, drop_intermediate=False)[:2])
+    grid = np.unique(np.concatenate([x for x, _ in lines]))
+    mean = np.mean([np.interp(grid, *line) for line in lines[:-1] or lines], axis=0)
+    for panel in panels:
+        panel.plot(grid, mean, color="0.5", lw=2.5, label=f"{text_of(report['macro_auc'])}  macro average")
         panel.set(xlabel="False positive rate", ylabel="True positive rate")
+    panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
+    panels[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {text_of(report['macro_auc'])}")
+    panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / len(y), 1))
+    save_curves(figure, panels, "AUC  class", path)
+
+
+def plot_precision_recall(path, y, scores, report):
+    """Precision over recall of each class against the rest, and of all decisions together."""
+    from sklearn.metrics import precision_recall_curve
+    figure = new_figure(8, 5)
+    panel = figure.subplots()
+    draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1])
+    mean = text_of(report["macro_average_precision"])
+    panel.set(xlabel="Recall", ylabel="Precision", title=f"{len(y)} test sounds, mean average precision {mean}")
+    save_curves(figure, [panel], "AP  class", path)
+
+
+def draw_curves(panels, y, scores, report, key, curve):
+    """Draw curve(truth, scores) -> (x, height) of each class, labelled with report[key], and of all decisions.
+
+    Of very many classes the worst stand out from grey. Returns the curves, that of all decisions last.
+    """
+    values = {k: value for k, value in enumerate(report[key].values()) if not math.isnan(value)}
+    worst = sorted(sorted(values, key=values.get)[:MOST_CURVES])
+    styles = {k: dict(color="0.85", lw=0.7) for k in values} | {
+        k: dict(color=COLORS[i % 7], ls=("-", "--", "-.", ":")[i // 7], lw=1.4, zorder=3,
+                label=f"{values[k]:.4f}  {plain(report['classes'][k])}") for i, k in enumerate(worst)}
+    lines = [curve(y == k, scores[:, k]) for k in styles]
+    lines.append(curve(np.eye(scores.shape[1])[y].ravel(), scores.ravel()))
+    micro = dict(color="0.5", lw=2.5, ls=":", label=f"{report['micro_' + key]:.4f}  micro average")
+    for panel, (line, style) in itertools.product(panels, zip(lines, [*styles.values(), micro])):
+        panel.plot(*line, drawstyle="steps-post", **style)
+    return lines
+
+
+def save_curves(figure, panels, title, path):
+    for panel in panels:
+        panel.set(ylim=(-0.02, 1.02))
         panel.grid(color="0.92")
-    figure.legend(*axes[0].get_legend_handles_labels(), title="AUC  class", loc="outside right upper",
-                  fontsize=8, ncols=n_columns)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title=title, loc="outside right upper", fontsize=8, ncols=1 + len(labels) // 25)
     save_figure(figure, path)
 
 
-def plot_confusion(path, y, scores, classes):
-    """The confusion matrix: a row a true class, shaded by its share and labelled with counts."""
+def plot_confusion(path, y, scores, report):
+    """The confusion matrix: a row a true class, shaded by its share and labelled with counts and shares."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
-    counts = confusion_matrix(y, scores.argmax(axis=1), labels=range(len(classes)))
-    size = min(40, 2.5 + 0.42 * len(classes))  # inches
-    figure = new_figure(size + 1, size)
-    axes = figure.subplots()
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    display = ConfusionMatrixDisplay(shares, display_labels=[plain(name) for name in classes])
+    counts, n = confusion_matrix(y, scores.argmax(axis=1), labels=range(scores.shape[1])), scores.shape[1]
+    figure = new_figure(min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n))  # inches
+    axes, shares = figure.subplots(), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    display = ConfusionMatrixDisplay(shares, display_labels=list(map(plain, report["classes"])))
     display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False, im_kw=dict(vmin=0, vmax=1))
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            axes.text(column, row, count, ha="center", va="center", fontsize=8,
-                      color="white" if shares[row, column] > 0.5 else "black")
+    for row, column in np.argwhere(counts):
+        axes.text(column, row, f"{counts[row, column]}\n{shares[row, column]:.0%}", ha="center", va="center",
+                  fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
     display.im_.colorbar.set_label("share of the true class")
-    axes.set(title=f"{np.trace(counts)} of {counts.sum()} right", xlabel="Guess", ylabel="True class")
+    axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Guess", ylabel="True class")
+    save_figure(figure, path)
+
+
+def plot_reliability(path, y, scores, raw, report):
+    """How often guesses of a probability are right, before and after calibration, and how many there are."""
+    figure = new_figure(6, 6)
+    panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    panel.plot([0, 1], [0, 1], color="0.8", label="right as often as they say")
+    for k, p, name, numbers in ((1, raw, "before", report["uncalibrated"]), (0, scores, "after", report)):
+        style = dict(color=COLORS[k], ls=("-", "--")[k])
+        panel.plot(*in_bins(y, p)[1:], marker="o", label=f"{name}: error {numbers['calibration_error']:.3f}", **style)
+        below.hist(p.max(axis=1), N_BINS, range=(0, 1), histtype="step", **style)
+    panel.set(ylabel="Share that is right", title=f"Calibration by temperature {report['temperature']:.2f}, "
+              f"{len(y)} test sounds")
+    below.set(xlabel="Probability of the guess", ylabel="Sounds", xlim=(0, 1))
+    panel.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_mistakes(path, mistakes, spectrograms, report):
+    """The spectrograms of the surest mistakes."""
+    shown, settings = mistakes[:12], FeatureSettings(**report["features"])
+    figure = new_figure(12, 1 + 2.6 * math.ceil(len(shown) / 4))
+    figure.suptitle(f"{len(mistakes)} mistakes among {report['n_test']} test sounds"
+                    + ", the surest" * (len(shown) < len(mistakes)))
+    for k, (name, truth, guess, probability, _) in enumerate(shown):
+        axes = figure.add_subplot(math.ceil(len(shown) / 4), 4, k + 1)
+        show_spectrogram(axes, spectrograms[name], settings)
+        axes.set_title(plain(f"{truth}, taken for {guess} ({probability:.2f})\n{name.split('/', 1)[1]}"), fontsize=8)
+    save_figure(figure, path)
+
+
+def show_spectrogram(axes, spectrogram, settings, seconds=None):
+    """The picture of a spectrogram [shape=(..., n_mels, n_columns)], the mean of its channels, over time."""
+    image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)
+    seconds = seconds or image.shape[1] * settings.hop_length / settings.sample_rate
+    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=image.max() - TOP_DB,
+                extent=(0, seconds, 0, len(image)))
+    axes.set(xlabel="Seconds", ylabel="Mel band")
+
+
+def plot_timeline(path, columns, scores, times, classes, settings):
+    """The probabilities of the classes heard most over time, above the spectrogram."""
+    order = np.argsort(-np.bincount(scores.argmax(axis=1), minlength=len(classes)), kind="stable")
+    most = np.sort(order[:20])[::-1]
+    figure = new_figure(12, 4 + 0.22 * len(most))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.5 + 0.22 * len(most), 3))
+    image = above.pcolormesh(times, range(len(most) + 1), scores[:, most].T, cmap="Blues", vmin=0, vmax=1)
+    above.set(yticks=np.arange(len(most)) + 0.5, yticklabels=[plain(classes[k]) for k in most])
+    figure.colorbar(image, ax=above, label="Probability")
+    show_spectrogram(below, columns, settings, times[-1])
     save_figure(figure, path)
 
 
@@ -156,6 +286,8 @@ def describe(info, n_weights, device):
     width = max(len(row[0]) for row in rows)
     for name, *counts in rows:
         print(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
+    if none := [name for name in info["classes"] if not all(side[name] for side in sides)]:
+        print(f"No sound to validate or to test: {', '.join(none)}; another --seed splits differently")
     seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
     print(f"Network: {info['network']}, {n_weights} weights, window {info['n_frames']} frames ({seconds:.2f} s), "
           f"{device}")
@@ -172,59 +304,169 @@ def plot_curves(path, history, kept):
     figure = new_figure(10, 4)
     epochs = [row["epoch"] for row in history]
     for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        panel.plot(epochs, [row[key] for row in history], color="C0", ls="--", label="training, on varied windows")
-        if f"val_{key}" in history[0]:
-            panel.plot(epochs, [row[f"val_{key}"] for row in history], color="C1", label="validation")
+        for name, color, label in ((key, "C0", "training, on varied windows"), (f"val_{key}", "C1", "validation")):
+            if name in history[0]:
+                panel.plot(epochs, [row[name] for row in history], color=color, marker=".", label=label)
         panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
         panel.set(xlabel="Epoch", ylabel=key.capitalize())
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(color="0.92")
         panel.legend(fontsize=8)
     save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- new sounds, and what is heard when
+
+def list_sounds(paths):
+    """The sounds that are named, and those in folders that are named, once each. Raises UserError for no sound."""
+    found = {path: sorted(map(Path, filter(utils.is_sound, utils.walk(path, str(path), ()))))
+             if path.is_dir() else [path] for path in paths}
+    if empty := [path for path, sounds in found.items() if not sounds]:
+        raise UserError(f"{empty[0]}: expected sounds, found a folder of none")
+    return list(dict.fromkeys(itertools.chain(*found.values())))
+
+
+def classify(args, network, info):
+    """Print a line a sound: name, class, probability, runner-up, its probability. Returns how many cannot be read."""
+    import models
+    paths, errors, settings = list_sounds(args.sounds), {}, FeatureSettings(**info["features"])
+    rows, width, name_width = [], max(map(len, info["classes"])), max(len(str(path)) for path in paths)
+
+    def read():
+        for path in paths:
+            try:
+                yield path, sound_to_spectrogram(path, "", settings)
+            except UserError as error:
+                errors[path] = error
+
+    for path, scores in models.predict(network, read(), info["temperature"]):
+        first, second = np.argsort(-scores, kind="stable")[:2]
+        rows.append([path, *(text for k in (first, second) for text in (info["classes"][k], f"{scores[k]:.4f}"))])
+        name, guess, sure, other, less = map(str, rows[-1])
+        print(f"{name:{name_width}}  {guess:{width}} {sure}  {other:{width}} {less}", flush=True)
+    if args.csv:
+        utils.save_csv(args.csv, [["file", "class", "probability", "runner_up", "runner_up_probability"], *rows])
+    return utils.name_skipped(errors)
+
+
+def timeline(path, network, info, args):
+    """Write which class is heard when in a recording: a table, labels for Audacity, a picture. Raises UserError."""
+    import models
+    settings = FeatureSettings(**info["features"])
+    rate = settings.sample_rate / settings.hop_length  # frames a second
+    step = max(1, round(args.step * rate)) if args.step else info["n_frames"] // 2
+    columns, n_frames = overview(path, settings)
+    n_steps, scores = max(1, math.ceil((n_frames - 1) / step)), []
+    parts = spans(path, settings, max(info["n_frames"], step), step, n_steps)
+    with utils.bar(str(path), n_steps) as show:
+        for k, row in models.predict(network, parts, info["temperature"]):
+            scores.append(row)
+            show(k + 1)
+    scores, times = np.stack(scores), np.minimum(np.arange(n_steps + 1) * step, n_frames - 1) / rate
+    guesses = scores.argmax(axis=1)
+    names = [info["classes"][k] for k in guesses]
+    stem = "_".join(part for part in path.parts if part.strip("./"))  # of several folders, none replaces another's
+    table, labels, picture = (args.results / f"{stem}.{end}" for end in ("csv", "txt", args.format))
+    rows = zip(times, times[1:], names, scores.max(axis=1))
+    utils.save_csv(table, [["start", "end", "class", "probability"],
+                           *([f"{start:.3f}", f"{end:.3f}", name, f"{p:.4f}"] for start, end, name, p in rows)])
+    starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), n_steps]  # where another class begins
+    utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{names[i]}\n"
+                                    for i, j in itertools.pairwise(starts)))
+    plot_timeline(picture, columns, scores, times, info["classes"], settings)
+    print(f"{path}: {n_steps} steps of {step / rate:.2f} s. Wrote {table}, {labels}, {picture}")
+
+
+# ---------------------------------------------------------------- the network for other tools
+
+def export(path, network, info):
+    """Write the network, and to a .json beside it what its use takes. Raises UserError where a package is missing."""
+    import keras
+    network.predict_on_batch(np.zeros((1, *network.input_shape[1:]), np.float32))  # Keras exports none never called
+    settings, normalization = FeatureSettings(**info["features"]), network.layers[1]
+    mean, variance = map(keras.ops.convert_to_numpy, (normalization.mean, normalization.variance))
+    normalization.mean, normalization.variance = mean, variance  # as constants: tensors would become inputs
+    try:
+        with utils.whole_file(path) as temporary, warnings.catch_warnings(action="ignore"):
+            network.export(temporary, format=EXPORTS[path.suffix], verbose=False)
+    except ImportError as error:
+        raise UserError(f"--export {path}: expected the packages for it (pip install onnx tf2onnx), "
+                        f"found {error}") from None
+    filters = mel_filters(settings.sample_rate, settings.n_mels, settings.n_fft).toarray()
+    utils.save_json(path.with_suffix(".json"), {
+        "classes": info["classes"], "features": info["features"], "amin": AMIN, "top_db": TOP_DB,
+        "mel_filters": [dict(first_bin=int(np.argmax(row > 0)), weights=row[row > 0].tolist()) for row in filters],
+        "n_frames": info["n_frames"], "temperature": info["temperature"],
+        "normalisation": {"inside_the_network": True, "mean": np.ravel(mean).tolist(),
+                          "variance": np.ravel(variance).tolist()}})
+    print(f"Wrote {path}, {path.with_suffix('.json')}")
 
 
 # ---------------------------------------------------------------- the command
 
 def text_of(value):
     """A score as text; none where it is not defined."""
-    return "none" if value is None else f"{value:.4f}"
+    return "none" if math.isnan(value) else f"{value:.4f}"
 
 
-def tell(report, names, y, scores):
-    """Print what the numbers say: each class's AUC, and the mistakes by name, the surest first."""
-    classes, guesses = report["classes"], scores.argmax(axis=1)
-    width = max(map(len, classes))
-    print(f"\n{'Class':{width}}  sounds  right     AUC")
-    for k, name in enumerate(classes):
-        mine = y == k
-        print(f"{name:{width}}  {mine.sum():6}  {(guesses[mine] == k).sum():5}  {text_of(report['auc'][name]):>6}"
-              + ("" if mine.any() else "  no test sound: counts in no mean"))
-    wrong = [i for i in np.argsort(-scores.max(axis=1)) if guesses[i] != y[i]]
-    print(f"\nMistakes: {len(wrong)}" + (", the surest first" if wrong else ""))
-    for i in wrong[:20]:
-        print(f"  {names[i]}: taken for {classes[guesses[i]]} ({scores[i].max():.3f})")
-    if len(wrong) > 20:
-        print(f"  and {len(wrong) - 20} more in scores.csv")
-    print(f"\nAccuracy {text_of(report['accuracy'])}, balanced accuracy {text_of(report['balanced_accuracy'])}, "
-          f"macro AUC {text_of(report['macro_auc'])} on {report['n_test']} sounds that training never saw")
+def tell(report, mistakes):
+    """Print what the numbers say: each class's, the mistakes by name, the surest first, and all in all."""
+    width = max(map(len, report["classes"]))
+    print(f"\n{'Class':{width}}  sounds  recall  precision     AUC")
+    for name, n in report["support"].items():
+        recall, precision, auc = (text_of(report[key][name]) for key in ("recall", "precision", "auc"))
+        print(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}"
+              + ("" if n else "  no test sound: counts in no mean"))
+    print(f"\nMistakes: {len(mistakes)}" + (", the surest first" if mistakes else ""))
+    for name, _, guess, probability, _ in mistakes[:20]:
+        print(f"  {name}: taken for {guess} ({probability:.3f})")
+    if len(mistakes) > 20:
+        print(f"  and {len(mistakes) - 20} more in mistakes.csv")
+    print(f"\nAccuracy {report['accuracy']:.4f} (95 % interval {{:.4f}} to {{:.4f}}), ".format(*report["accuracy_95"])
+          + f"balanced accuracy {text_of(report['balanced_accuracy'])}, macro AUC {text_of(report['macro_auc'])} on "
+          f"{report['n_test']} sounds\nCalibration error {report['calibration_error']:.4f}, before calibration "
+          f"{report['uncalibrated']['calibration_error']:.4f}")
+
+
+def evaluate(args, network, info):
+    """Score labelled sounds, and write all that is to be known of it. Returns how many cannot be read."""
+    import models
+    spectrograms, n_bad = read_labelled(args, info)
+    folder = args.results / args.data.resolve().name if args.data else args.results
+    names, classes = list(spectrograms), info["classes"]
+    raw = np.stack([row for _, row in models.predict(network, spectrograms.items())])  # (n_test, n_classes)
+    scores, y = models.calibrated(raw, info["temperature"]), models.one_hot(names, classes).argmax(axis=1)
+    rows = [(name, classes[k], classes[row.argmax()], row.max(), row[k]) for name, k, row in zip(names, y, scores)]
+    mistakes = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
+    report = measure(y, scores, raw, info)
+    tell(report, mistakes)
+    utils.save_json(folder / "metrics.json", report)
+    for name, head, lines in (("scores", classes, [(*row[:3], *p) for row, p in zip(rows, scores)]),
+                              ("mistakes", ["probability", "probability_of_class"], mistakes)):
+        utils.save_csv(folder / f"{name}.csv", [["file", "class", "guess", *head], *(
+            [*line[:3], *(f"{p:.6f}" for p in line[3:])] for line in lines)])
+    for name, plot in {"roc_curves": partial(plot_roc, y=y, scores=scores), "precision_recall": partial(
+            plot_precision_recall, y=y, scores=scores), "confusion_matrix": partial(plot_confusion, y=y, scores=scores),
+            "reliability": partial(plot_reliability, y=y, scores=scores, raw=raw),
+            "mistakes": partial(plot_mistakes, mistakes=mistakes, spectrograms=spectrograms)}.items():
+        plot(folder / f"{name}.{args.format}", report=report)
+    print(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures")
+    return n_bad
 
 
 def main():
     args = parse_args()
     import models
     network, info = models.load(args.weights)
-    spectrograms, n_bad = read_test_sounds(args, info)
-    names, classes = list(spectrograms), info["classes"]
-    scores = models.predict(network, (spectrograms[name] for name in names))  # (n_test, n_classes)
-    y = models.one_hot(names, classes).argmax(axis=1)  # (n_test,)
-    report = measure(y, scores, info)
-    tell(report, names, y, scores)
-    roc, confusion, table, numbers = written = [args.results / name for name in RESULTS]
-    utils.save_json(numbers, report)
-    write_scores(table, names, y, scores, classes)
-    plot_roc(roc, y, scores, report)
-    plot_confusion(confusion, y, scores, classes)
-    print("Wrote " + ", ".join(map(str, written)))
-    return n_bad
+    if args.export:
+        return export(args.export, network, info)
+    if not args.sounds:
+        return evaluate(args, network, info)
+    if not args.timeline:
+        return classify(args, network, info)
+    hear = partial(timeline, network=network, info=info, args=args)
+    done = utils.attempt_all(hear, enumerate(list_sounds(args.sounds)))
+    return utils.name_skipped({k: error for k, _, error in done if error})
 
 
 if __name__ == "__main__":

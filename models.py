@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 
 from preprocess_data import AMIN, TOP_DB
 from utils import UserError, bar, class_of, whole_file
@@ -348,13 +350,12 @@ def devices(n, batch_size):
 
 def fit_epoch(network, batches, epoch, weights):
     """Train for an epoch, behind a bar on a terminal. Returns loss, accuracy and clips per second."""
-    callbacks, began = [], time.perf_counter()
-    with bar(f"epoch {epoch + 1}", len(batches), True) if sys.stdout.isatty() else contextlib.nullcontext() as show:
-        if show:
-            callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: show(step + 1, ""))]
+    began = time.perf_counter()
+    with bar(f"epoch {epoch + 1}", len(batches), transient=True) as show:
+        watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: show(step + 1))
         batches.begin(epoch)
         logs = network.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False,
-                           class_weight=weights, callbacks=callbacks).history
+                           class_weight=weights, callbacks=[watch] if sys.stdout.isatty() else []).history
     n_clips, seconds = len(batches) * batches.recipe["batch_size"], time.perf_counter() - began
     return {"loss": logs["loss"][0], "accuracy": logs["accuracy"][0],
             "seconds": seconds, "clips_per_second": n_clips / seconds}
@@ -372,7 +373,7 @@ def save(network, info, path):
 
 def load_info(path):  # without the network
     with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(INFO_FILE))
+        return {"temperature": 1} | json.loads(archive.read(INFO_FILE))
 
 
 def load(path, read=lambda path: (keras.models.load_model(path, compile=False, safe_mode=True), load_info(path))):
@@ -386,15 +387,33 @@ def load(path, read=lambda path: (keras.models.load_model(path, compile=False, s
                         f"({str(error).splitlines()[0]})") from None
 
 
-def predict(network, spectrograms, batch_size=64):
-    """Class probabilities of sounds of any length, each the mean over its windows. [shape=(n_sounds, n_classes)]"""
-    n_frames, owners, probabilities = network.input_shape[-1], [], []
-    windows = ((k, window) for k, s in enumerate(spectrograms) for window in windows_of(s, n_frames))
-    while batch := list(itertools.islice(windows, batch_size)):  # some at a time: memory stays flat
-        rows, x = zip(*batch)
+def predict(network, sounds, temperature=1.0):
+    """Yield (name, class probabilities [shape=(n_classes,)]) of sounds, pairs of a name and a spectrogram.
+
+    Those of a sound of any length are the mean over its windows, calibrated. Takes sounds as they come: memory is flat.
+    """
+    windows = ((name, window) for name, s in sounds for window in windows_of(s, network.input_shape[-1]))
+    for name, scored in itertools.groupby(predict_windows(network, windows), key=lambda pair: pair[0]):
+        yield name, calibrated(np.mean([scores for _, scores in scored], axis=0, dtype=float), temperature)
+
+
+def predict_windows(network, windows, batch_size=64):
+    while batch := list(itertools.islice(windows, batch_size)):
+        names, x = zip(*batch)
         x = np.stack(x + x[-1:] * (batch_size - len(x)))  # of one shape always: JAX compiles once
-        probabilities.append(np.asarray(network.predict_on_batch(x))[:len(rows)])
-        owners += rows
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    sums = np.add.reduceat(np.concatenate(probabilities), starts, dtype=float)
-    return sums / np.diff(starts, append=len(owners))[:, None]
+        yield from zip(names, np.asarray(network.predict_on_batch(x)))
+
+
+def calibrated(scores, temperature):
+    """Probabilities as the temperature makes them, sharper below 1, softer above. [shape=(..., n_classes)]"""
+    return scipy.special.softmax(np.log(np.maximum(scores, 1e-12)) / temperature, axis=-1)
+
+
+def best_temperature(truth, scores):
+    """The temperature at which probabilities fit the truth best (Guo 2017). Both [shape=(n_sounds, n_classes)].
+
+    One sound more, whose class is anyone's guess, keeps a few that are all right from making it certain (Platt 1999).
+    """
+    targets = (len(truth) * truth + 1 / truth.shape[1]) / (len(truth) + 1)
+    return float(np.exp(scipy.optimize.minimize_scalar(
+        lambda t: -(targets * np.log(calibrated(scores, np.exp(t)))).sum(), bounds=(-3, 3), method="bounded").x))

@@ -127,23 +127,27 @@ def log_mel_spectrogram(blocks, settings):
     [shape=(n_mels, n_frames), or (channels, n_mels, n_frames) for two or more], where
     n_frames = 1 + n_samples // hop_length for an even n_fft; at least -100 dB, at most 80 below the loudest bin.
     """
+    db = np.concatenate(list(frames_in_db(blocks, settings)), axis=2)
+    np.maximum(db, db.max() - np.float32(TOP_DB), out=db)
+    return db if settings.channels > 1 else db[0]
+
+
+def frames_in_db(blocks, settings):
+    """Yield the frames of a sound, up to BLOCK at a time, however soft. [shape=(channels, n_mels, n), float32, dB]"""
     n_fft, hop_length = settings.n_fft, settings.hop_length
     margin = np.zeros((settings.channels, n_fft // 2))  # frame t is centred on sample t * hop_length
-    rest, parts = margin, []
+    rest, is_first = margin, True
     for y in itertools.chain(blocks, [None]):
         rest = np.concatenate([rest, margin if y is None else y], axis=1)  # (channels, n), float64
         n_frames = max(0, 1 + (rest.shape[1] - n_fft) // hop_length)
         if y is not None:
             n_frames -= n_frames % BLOCK  # the same blocks of frames however the sound was cut
-        elif not parts and not n_frames:  # no sample was left of a short sound when it was resampled
+        elif is_first and not n_frames:  # no sample was left of a short sound when it was resampled
             rest, n_frames = np.zeros((settings.channels, n_fft)), 1
         for start in range(0, n_frames, BLOCK):
             first, last = start * hop_length, (min(start + BLOCK, n_frames) - 1) * hop_length + n_fft
-            parts.append(block_in_db(rest[:, first:last], settings))  # (channels, n_mels, up to BLOCK)
-        rest = rest[:, n_frames * hop_length:]
-    db = np.concatenate(parts, axis=2)
-    np.maximum(db, db.max() - np.float32(TOP_DB), out=db)
-    return db if settings.channels > 1 else db[0]
+            yield block_in_db(rest[:, first:last], settings)
+        rest, is_first = rest[:, n_frames * hop_length:], is_first and not n_frames
 
 
 @lru_cache(maxsize=8)
@@ -163,6 +167,34 @@ def block_in_db(y, settings):
     mel = mel_filters(settings.sample_rate, settings.n_mels, n_fft) @ power  # (n_mels, channels * n_frames)
     db = 10 * np.log10(np.maximum(mel, AMIN))
     return db.astype(np.float32).reshape(settings.n_mels, settings.channels, -1).swapaxes(0, 1)
+
+
+def overview(path, settings, n_columns=2000):
+    """A recording's spectrogram in about n_columns, each the loudest of its frames, and how many frames it has."""
+    import soundfile
+    with utils.reading(path):
+        seconds = soundfile.info(path).duration  # it may lie: then the columns are others
+    size = 2 ** int(np.clip(np.log2(1 + seconds * settings.sample_rate / settings.hop_length / n_columns), 0, 6))
+    n_frames, columns = 0, []
+    for block in frames_in_db(convert(utils.read_blocks(path), settings), settings):
+        n_frames += block.shape[-1]
+        columns.append(np.maximum.reduceat(block, range(0, block.shape[-1], size), axis=-1))
+    return np.concatenate(columns, axis=-1), n_frames  # (channels, n_mels, about n_columns)
+
+
+def spans(path, settings, length, step, n_steps):
+    """Yield (k, spectrogram [shape=(..., n_mels, length)]) around each k-th `step` frames, as of a sound of its own."""
+    silence = np.full((settings.channels, settings.n_mels, length), 10 * np.log10(AMIN), np.float32)
+    blocks = frames_in_db(convert(utils.read_blocks(path), settings), settings)
+    rest, k = silence[..., :(length - step) // 2], 0
+    for block in itertools.chain(blocks, itertools.repeat(silence)):
+        rest = np.concatenate([rest, block], axis=-1)
+        while rest.shape[-1] >= length:
+            span = np.maximum(rest[..., :length], rest[..., :length].max() - np.float32(TOP_DB))
+            yield k, span if settings.channels > 1 else span[0]
+            rest, k = rest[..., step:], k + 1
+            if k == n_steps:
+                return
 
 
 def sound_to_spectrogram(name, folder, settings):
@@ -391,7 +423,8 @@ def main():
     if done:
         print(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
     print(f"{args.preproc}: {len(done)} spectrograms written, {n_kept} kept, {n_removed} removed, "
-          f"{n_bad} sounds skipped; {len(others)} other files left alone\nNext: python train_network.py")
+          f"{n_bad} sounds skipped; {len(others)} other files left alone")
+    utils.say_next("train_network.py", samples=args.samples, preproc=args.preproc)
     return n_bad
 
 

@@ -11,9 +11,7 @@ import dataclasses
 import hashlib
 import math
 import os
-import tempfile
 import time
-import timeit
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -256,8 +254,11 @@ def train(spectrograms, info, args):
             keep(network, info, history, args)
         if board:
             board.on_epoch_end(len(history) - 1, history[-1])
-    if host == 0:
+    if host == 0:  # again, where a kill after the last epoch left it undone
+        best = chosen(history, recipe)
+        eval_network.plot_curves(args.results / CURVES, history, best + 1)
         models.state_path(args.save).unlink(missing_ok=True)
+        print(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
         print(f"Training took {time.monotonic() - began:.0f} s")
 
 
@@ -281,11 +282,12 @@ def resume(network, info, args):
 def refuse_other(path, found, info):
     """Raise UserError unless the training found in `path` is the one that info tells of."""
     found, info = ({**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
-    other = [f"{key} ({found.get(key)} -> {info[key]})" if isinstance(info[key], (int, float)) else key
-             for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
+    keys = [key for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
+    other = [f"{key} ({found.get(key)}, now {info[key]})" if isinstance(info[key], (int, float)) else key
+             for key in [key for key in keys if key not in SIDES] or keys]  # from what differs, the split follows
     if other:
         raise UserError(f"{path}: expected to be of this training, found it of one with other {', '.join(other)}; "
-                        "--fresh replaces it, --save names another file")
+                        "--fresh replaces it, --save with a --results of its own keeps both")
 
 
 def keep(network, info, history, args):
@@ -294,16 +296,14 @@ def keep(network, info, history, args):
     import models
     row, kept, end = history[-1], chosen(history, info["recipe"]), plan(history, info["recipe"])[1]
     if is_kept := kept == len(history) - 1:
-        models.save(network, info, args.save)
+        models.save(network, info | {"temperature": row.get("temperature", 1)}, args.save)
     utils.save_csv(args.results / LOG, [row, *(r.values() for r in history)])  # its columns named as Keras names them
+    models.save_state(args.save, network, info, history)
     left = (end - len(history)) * sum(r["seconds"] for r in history) / len(history)
     print(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
           f"{utils.clock(left)} left{'  saved' * is_kept}", flush=True)
-    if row["epoch"] % 5 == 1 or row["seconds"] > 10 or len(history) == end:  # a drawing takes half a second
+    if row["epoch"] % 5 == 1 or row["seconds"] > 10:  # a drawing takes half a second
         eval_network.plot_curves(args.results / CURVES, history, kept + 1)
-    if len(history) == end:
-        print(f"{args.save}: holds epoch {kept + 1}, {eval_network.scores_of(history[kept])}")
-    models.save_state(args.save, network, info, history)  # last: what a kill leaves undone is done again
 
 
 # ---------------------------------------------------------------- the command
@@ -348,16 +348,13 @@ def parse_args():
     return args
 
 
-def say_what_preprocessing_saves(seconds, spectrograms, settings):
-    """Say how much faster spectrograms that took `seconds` would load from files, measured on up to 50 of them."""
-    arrays = list(spectrograms.values())[:50]
-    with tempfile.TemporaryDirectory() as folder:
-        for k, array in enumerate(arrays):
-            np.save(f"{folder}/{k}.npy", array)
-        load = partial(load_spectrogram, folder=folder, settings=settings)
-        loading = timeit.timeit(lambda: [load(str(k)) for k in range(len(arrays))], number=1)
-    print(f"Computed in {seconds:.1f} s; after python preprocess_data.py they would load "
-          f"{seconds / loading * len(arrays) / len(spectrograms):.0f} times as fast")
+def forget_seen(sides, seen, groups):
+    """The sides of the split without the test sounds that earlier training, which `seen` names, learned from."""
+    known = {group_of(name, groups) for name in seen}
+    unseen = [name for name in sides["test"] if group_of(name, groups) not in known]
+    if n_seen := len(sides["test"]) - len(unseen):
+        print(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
+    return sides | {"test": unseen}
 
 
 def main():
@@ -368,7 +365,7 @@ def main():
     spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:
-        say_what_preprocessing_saves(time.perf_counter() - began, spectrograms, source.settings)
+        print(f"Computed in {time.perf_counter() - began:.1f} s; python preprocess_data.py keeps them")
     elif args.samples.is_dir():
         new = set(filter(utils.is_sound, utils.list_files(args.samples))) - set(source.names)
         print(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
@@ -379,20 +376,25 @@ def main():
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
         print(f"{n_unused} copies of validation and test sounds stay unused")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
+    seen = set()
     if args.weights:
         earlier = models.load(args.weights, models.load_info)
         args.network, shape = earlier["network"], earlier.get("recipe", {})
         args.layers, args.filters = shape.get("layers"), shape.get("filters")
+        seen = {*earlier["train"], *earlier["validation"], *earlier.get("seen", [])}
+        sides = forget_seen(sides, seen, args.groups)
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
-            "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(), **sides}
+            "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+            "seen": sorted(seen), **sides}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
         refuse_other(args.save, models.load(args.save, models.load_info), info)
         print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
     else:
         with models.naming_memory(info["recipe"]["batch_size"]):
             train(spectrograms, info, args)
-    print("Next: python eval_network.py")
+    utils.say_next("eval_network.py", samples=args.samples, preproc=args.preproc, results=args.results,
+                   weights=args.save)
     return n_bad
 
 

@@ -92,8 +92,15 @@ def run(main):
     except OSError as error:
         sys.exit(f"{script}: {error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped; what is written is whole and stays", file=sys.stderr)
+        print(f"\n{script}: stopped; what is written is whole and stays, the same command goes on"
+              + ", without --fresh" * ("--fresh" in sys.argv), file=sys.stderr)
         sys.exit(130)
+
+
+def say_next(script, **places):
+    """Print the command to run next, with those of its places that are not the default ones."""
+    flags = ([f"--{name}", str(path)] for name, path in places.items() if str(path) != Parser.PLACES[name][0])
+    print("Next: " + shlex.join(["python", script, *itertools.chain.from_iterable(flags)]))
 
 
 # ---------------------------------------------------------------- much work, item by item
@@ -178,7 +185,7 @@ def work_on_cluster(function, chunks, address):
 def progress(results, items, description, seconds=10):
     """Yield what `results` yields, (k, ...) of item k, behind a bar; off a terminal with a line every 10 seconds."""
     total, began, shown, terminal = len(items), time.perf_counter(), time.perf_counter(), sys.stdout.isatty()
-    with bar(description, total) if terminal else contextlib.nullcontext() as show:
+    with bar(description, total) as show:
         for n, result in enumerate(results, 1):
             yield result
             rate, folder = n / (time.perf_counter() - began), os.path.dirname(items[result[0]])
@@ -196,12 +203,13 @@ def clock(seconds):
 
 @contextlib.contextmanager
 def bar(description, total, transient=False):
-    """A progress bar, as a function of how many are done and what to say beside it; a transient one vanishes."""
+    """A progress bar on a terminal, as a function of how many are done and what to say; a transient one vanishes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[status]}")]
-    with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient) as shown:
+    with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient,
+                  disable=not sys.stdout.isatty()) as shown:
         task = shown.add_task(description, total=total, status="")
-        yield lambda n, status: shown.update(task, completed=n, status=status)
+        yield lambda n, status="": shown.update(task, completed=n, status=status)
 
 
 def connect(address):
@@ -278,9 +286,14 @@ def alone_in(folder, waiting=None):
         os.close(descriptor)
 
 
-def save_json(path, value):
+def save_text(path, text):
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_json(path, value):
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)  # JSON knows no NaN
+    save_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def save_csv(path, rows):

@@ -1,4 +1,7 @@
 """What the tests share: small sets of sounds, and the scripts run as a user runs them."""
+import csv
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +49,35 @@ def write_sounds(folder, classes=("low", "middle", "high"), n=10):
             y = tone(rng, 200 * 3**k, seconds=rng.uniform(0.2, 0.6))
             soundfile.write(folder / "Samples" / name / f"{i:02d}.wav", y, SAMPLE_RATE)
     return folder
+
+
+def load_json(path):
+    return json.loads(path.read_text())
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_scores(folder):
+    return read_table(folder / "scores.csv")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder in which the four scripts were run; tests look, and copy what they change."""
+    folder = write_sounds(tmp_path_factory.mktemp("trained"))
+    run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
+    run("preprocess_data.py", cwd=folder)
+    (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
+    (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
+    return folder
+
+
+@pytest.fixture
+def copy_of_trained(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
 
 
 @pytest.fixture

@@ -55,17 +55,20 @@ def test_original_network_is_that_of_2017():
 
 
 def test_score_of_a_sound_does_not_depend_on_its_neighbours(network):
-    sounds = spectrograms(70)
-    together = models.predict(network, sounds)
-    assert together.shape == (70, 3)
+    sounds = list(enumerate(spectrograms(70)))
+    together = dict(models.predict(network, sounds))
+    assert list(together) == list(range(70)) and together[0].shape == (3,)
     for k in (0, 63, 64, 69):
-        np.testing.assert_allclose(models.predict(network, sounds[k:k + 1])[0], together[k], atol=1e-5)
+        (name, alone), = models.predict(network, sounds[k:k + 1])
+        assert name == k
+        np.testing.assert_allclose(alone, together[k], atol=1e-5)
 
 
 def test_score_of_a_long_sound_is_the_mean_over_its_windows(network):
     sound = spectrograms(1, low=45, high=46)[0]
     windows = models.windows_of(sound, 16)
-    np.testing.assert_allclose(models.predict(network, [sound])[0], np.array(network(windows)).mean(axis=0), atol=1e-6)
+    (_, scores), = models.predict(network, [("long", sound)])
+    np.testing.assert_allclose(scores, np.array(network(windows)).mean(axis=0), atol=1e-6)
 
 
 STILL = dict(shift=0, mixup=0, masks=0, smoothing=0)  # changes nothing

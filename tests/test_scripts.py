@@ -1,6 +1,4 @@
 """The four scripts, run as a user runs them, in a folder of their own."""
-import csv
-import json
 import re
 import shutil
 import subprocess
@@ -9,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SAMPLE_RATE, one_line, run, write_sounds
+from conftest import ROOT, SAMPLE_RATE, load_json, one_line, read_scores, run, write_sounds
 
 import models
 from preprocess_data import default_settings, log_mel_spectrogram
@@ -17,34 +15,10 @@ from preprocess_data import default_settings, log_mel_spectrogram
 SCRIPTS = "augment_data.py", "preprocess_data.py", "train_network.py", "eval_network.py"
 
 
-def load_json(path):
-    return json.loads(path.read_text())
-
-
-def read_scores(folder):
-    with open(folder / "scores.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder in which the four scripts were run; tests look, and copy what they change."""
-    folder = write_sounds(tmp_path_factory.mktemp("trained"))
-    run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
-    run("preprocess_data.py", cwd=folder)
-    (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
-    (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
-    return folder
-
-
-@pytest.fixture
-def copy_of_trained(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "copy")
-
-
 def test_four_commands_lead_from_sounds_to_curves(trained):
     assert {path.name for path in (trained / "Results").iterdir()} == {
-        "roc_curves.png", "confusion_matrix.png", "scores.csv", "metrics.json",
+        "roc_curves.png", "precision_recall.png", "confusion_matrix.png", "reliability.png", "mistakes.png",
+        "scores.csv", "mistakes.csv", "metrics.json",
         "training_log.csv", "training_curves.png"}
     metrics = load_json(trained / "Results/metrics.json")
     assert metrics["n_test"] == 6 and metrics["classes"] == ["high", "low", "middle"]
@@ -67,7 +41,7 @@ def test_metrics_are_those_of_scikit_learn_on_the_scores(trained):
 
 def test_pictures_are_saved_without_a_display(trained):
     from matplotlib.image import imread
-    for name in ("roc_curves.png", "confusion_matrix.png"):
+    for name in ("roc_curves.png", "precision_recall.png", "confusion_matrix.png", "reliability.png"):
         picture = imread(trained / "Results" / name)
         assert min(picture.shape[:2]) > 300 and picture.std() > 0.05
 
@@ -110,7 +84,7 @@ def test_same_seed_trains_the_same_and_test_sounds_choose_nothing(copy_of_traine
     for name in info["test"]:
         soundfile.write(copy_of_trained / "Samples" / name, np.random.default_rng(1).normal(0, 0.5, 5000), SAMPLE_RATE)
     said = run("train_network.py", "--epochs", 3, "--fresh", cwd=copy_of_trained).stdout
-    assert re.search(r"after python preprocess_data.py they would load \d+ times as fast", said)
+    assert re.search(r"Computed in [\d.]+ s; python preprocess_data.py keeps them", said)
     after, info_after = models.load(copy_of_trained / "weights.keras")
     assert info == info_after
     for old, new in zip(before.get_weights(), after.get_weights(), strict=True):
@@ -126,11 +100,12 @@ def test_evaluation_ignores_sounds_that_came_later(copy_of_trained):
 def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trained):
     said = run("train_network.py", "--epochs", 1, "--test", "^(low|high)/0[0-3].wav", "--fresh",
                cwd=copy_of_trained).stdout
+    assert "No sound to validate or to test: middle; another --seed" in said
     assert re.search(r"middle +\d+ +\d+ +0\n", said) and re.search(r"all +\d+ +\d+ +8\n", said)
     assert re.search(r"\d+ copies of validation and test sounds stay unused", said)
     said = run("eval_network.py", cwd=copy_of_trained).stdout
     metrics = load_json(copy_of_trained / "Results/metrics.json")
-    assert re.search("middle +0 +0 +none  no test sound", said) and metrics["auc"]["middle"] is None
+    assert re.search("middle +0 +none +none +none  no test sound", said) and metrics["auc"]["middle"] is None
     assert metrics["n_test"] == 8 and 0 <= metrics["macro_auc"] <= 1
 
 
@@ -145,8 +120,10 @@ def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp
     write_sounds(tmp_path, n=2)
     places = ["--samples", "Samples", "--preproc", "p"]
     run("preprocess_data.py", *places, "--n-mels", 40, "--hop-length", 100, cwd=tmp_path)
-    run("train_network.py", *places, "--save", "w/old.keras", "--network", "original", "--epochs", 2, "--layers", 2,
-        "--filters", 8, "--batch-size", 2, "--learning-rate", 0.5, "--seed", 7, cwd=tmp_path)
+    said = run(
+        "train_network.py", *places, "--save", "w/old.keras", "--network", "original", "--epochs", 2, "--layers", 2,
+        "--filters", 8, "--batch-size", 2, "--learning-rate", 0.5, "--seed", 7, "--results", "r", cwd=tmp_path).stdout
+    assert "Next: python eval_network.py --preproc p --results r --weights w/old.keras\n" in said
     run("eval_network.py", *places, "--weights", "w/old.keras", "--results", "r", cwd=tmp_path)
     assert load_json(tmp_path / "r/metrics.json")["n_test"] == 3
     assert models.load(tmp_path / "w/old.keras")[0].input_shape[1] == 40

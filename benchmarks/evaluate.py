@@ -1,0 +1,113 @@
+"""The trained network beside the classic way, and what its use costs; run where training was run.
+
+classic: scikit-learn's SVM (RBF, on the mean and deviation of each mel band and of its differences from frame to
+frame, standardised: the approach of Stein et al., 2010), fitted on the training and validation
+sounds of weights.keras, its C chosen by five folds of these, and scored on the same test sounds.
+speed: new sounds a second, the seconds until the first answer and where they go, an hour's timeline and its memory.
+
+    python benchmarks/evaluate.py classic
+    python benchmarks/evaluate.py speed Samples/*/*
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+EVALUATE = [sys.executable, str(ROOT / "eval_network.py")]
+HOUR = 3600  # seconds
+RSS = """
+import sys; sys.path.insert(0, sys.argv[1]); import resource, numpy as np, models
+network, info = models.load("weights.keras")
+list(models.predict(network, [("x", np.zeros(network.input_shape[1:], np.float32))]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def statistics(spectrogram):
+    """The mean and deviation over time of each mel band and of its differences. [shape=(4 * n_mels,)]"""
+    padded = np.pad(spectrogram, [(0, 0)] * (spectrogram.ndim - 1) + [(0, 1)], "edge")  # one frame has a difference too
+    return np.concatenate([f(x, axis=-1).ravel() for x in (spectrogram, np.diff(padded)) for f in (np.mean, np.std)])
+
+
+def classic():
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    import eval_network
+    import models
+    import train_network
+    network, info = models.load("weights.keras")
+    settings = train_network.FeatureSettings(**info["features"])
+    source = train_network.find_source(Path("Samples"), Path("Preproc"), settings)
+    held, _ = train_network.read_spectrograms(source, source.names)
+    names = train_network.originals({*info["train"], *info["validation"]} & set(held))
+    tests = [name for name in info["test"] if name in held]
+    classes, x = info["classes"], {name: statistics(held[name]) for name in [*names, *tests]}
+    y_train, y = (models.one_hot(some, classes).argmax(axis=1) for some in (names, tests))
+    began = time.perf_counter()
+    machine = GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": [1, 10, 100]})
+    machine.fit(np.stack([x[name] for name in names]), y_train)
+    print(f"SVM: C {machine.best_params_['svc__C']}, fitted in {time.perf_counter() - began:.1f} s")
+    decisions = machine.decision_function(np.stack([x[name] for name in tests])).reshape(len(tests), -1)
+    if decisions.shape[1] == 1:  # two classes
+        decisions = np.concatenate([-decisions, decisions], axis=1)
+    svm = np.exp(decisions - decisions.max(axis=1, keepdims=True))
+    svm /= svm.sum(axis=1, keepdims=True)
+    scores = np.stack([row for _, row in models.predict(network, ((name, held[name]) for name in tests))])
+    print(f"{'':8} accuracy  balanced  macro F1  macro AUC   of {len(tests)} sounds")
+    for label, p in (("SVM", svm), ("network", scores)):
+        report = eval_network.measure(y, p, p, info)
+        print(f"{label:8} {report['accuracy']:8.4f}  {report['balanced_accuracy']:8.4f}  {report['macro_f1']:8.4f}  "
+              f"{report['macro_auc']:9.4f}")
+
+
+def timed(arguments):
+    """Run evaluation. Returns the seconds until its first and its last line, and its peak of memory in MB."""
+    began, lines = time.perf_counter(), []
+    with subprocess.Popen([*EVALUATE, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as process:
+        for _ in process.stdout:
+            lines.append(time.perf_counter() - began)
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    return lines[0], lines[-1], usage.ru_maxrss / 1024
+
+
+def speed(sounds):
+    import soundfile
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import keras"], capture_output=True, check=True)
+    keras = time.perf_counter() - began
+    first, last, _ = timed(sounds)
+    print(f"{len(sounds)} sounds: first answer after {first:.1f} s, of which {keras:.1f} s Keras and its backend load; "
+          f"then {(len(sounds) - 1) / (last - first):.0f} sounds a second")
+    base = float(subprocess.run([sys.executable, "-c", RSS, ROOT], capture_output=True, text=True, check=True).stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        path, n, k = Path(folder, "hour.wav"), 0, 0
+        with soundfile.SoundFile(path, "w", 44100, 1) as file:
+            while n < HOUR * 44100:  # the sounds one after another, however they were recorded
+                y = soundfile.read(sounds[k % len(sounds)], dtype="float32", always_2d=True)[0].mean(axis=1)
+                file.write(y)
+                n, k = n + len(y), k + 1
+        _, seconds, peak = timed(["--timeline", path, "--results", folder])
+    print(f"an hour's timeline at 44.1 kHz: {seconds:.0f} s; {peak:.0f} MB at its peak, {peak - base:.0f} MB beyond "
+          f"the {base:.0f} MB that Keras and the network take by themselves")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("classic", "speed"))
+    parser.add_argument("sounds", nargs="*", type=Path)
+    args = parser.parse_args()
+    speed(args.sounds) if args.what == "speed" else classic()
+
+
+if __name__ == "__main__":
+    main()
