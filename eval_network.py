@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from preprocess_data import AMIN, TOP_DB, FeatureSettings, mel_filters, overview, sound_to_spectrogram, spans
+from preprocess_data import AMIN, TOP_DB, FeatureSettings, mel_filters, sound_to_spectrogram, spans
 from train_network import SIDES, find_source, originals, read_spectrograms
 from utils import UserError
 
 MOST_LINES = 40  # of the table of classes
 MOST_CURVES = 28  # that colours and dashes can tell apart
+MOST_COLUMNS = 2000  # of a timeline's picture
 N_BINS = 15  # of probabilities, to measure calibration as Guo 2017 does
 # Okabe and Ito's colours, which the colour-blind tell apart, but for yellow, which white hides.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
@@ -191,6 +192,8 @@ def draw_curves(panels, y, scores, report, key, curve):
     styles = {k: dict(color="0.85", lw=0.7) for k in values} | {
         k: dict(color=COLORS[i % 7], ls=("-", "--", "-.", ":")[i // 7], lw=1.4, zorder=3,
                 label=f"{values[k]:.4f}  {plain(report['classes'][k])}") for i, k in enumerate(worst)}
+    if others := [k for k in values if k not in worst]:
+        styles[others[0]]["label"] = f"{len(others)} others, at least {min(values[k] for k in others):.4f}"
     lines = [curve(y == k, scores[:, k]) for k in styles]
     lines.append(curve(np.eye(scores.shape[1])[y].ravel(), scores.ravel()))
     micro = dict(color="0.5", lw=2.5, ls=":", label=f"{report['micro_' + key]:.4f}  micro average")
@@ -262,8 +265,9 @@ def show_spectrogram(axes, spectrogram, settings, seconds=None):
     axes.set(xlabel="Seconds", ylabel="Mel band")
 
 
-def plot_timeline(path, columns, scores, times, classes, settings):
+def plot_timeline(path, columns, scores, times, info):
     """The probabilities of the classes heard most over time, above the spectrogram."""
+    classes, settings = info["classes"], FeatureSettings(**info["features"])
     order = np.argsort(-np.bincount(scores.argmax(axis=1), minlength=len(classes)), kind="stable")
     most = np.sort(order[:20])[::-1]
     figure = new_figure(12, 4 + 0.22 * len(most))
@@ -351,18 +355,7 @@ def classify(args, network, info):
 
 def timeline(path, network, info, args):
     """Write which class is heard when in a recording: a table, labels for Audacity, a picture. Raises UserError."""
-    import models
-    settings = FeatureSettings(**info["features"])
-    rate = settings.sample_rate / settings.hop_length  # frames a second
-    step = max(1, round(args.step * rate)) if args.step else info["n_frames"] // 2
-    columns, n_frames = overview(path, settings)
-    n_steps, scores = max(1, math.ceil((n_frames - 1) / step)), []
-    parts = spans(path, settings, max(info["n_frames"], step), step, n_steps)
-    with utils.bar(str(path), n_steps) as show:
-        for k, row in models.predict(network, parts, info["temperature"]):
-            scores.append(row)
-            show(k + 1)
-    scores, times = np.stack(scores), np.minimum(np.arange(n_steps + 1) * step, n_frames - 1) / rate
+    times, scores, columns = hear(path, network, info, args.step)
     guesses = scores.argmax(axis=1)
     names = [info["classes"][k] for k in guesses]
     stem = "_".join(part for part in path.parts if part.strip("./"))  # of several folders, none replaces another's
@@ -370,11 +363,41 @@ def timeline(path, network, info, args):
     rows = zip(times, times[1:], names, scores.max(axis=1))
     utils.save_csv(table, [["start", "end", "class", "probability"],
                            *([f"{start:.3f}", f"{end:.3f}", name, f"{p:.4f}"] for start, end, name, p in rows)])
-    starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), n_steps]  # where another class begins
+    starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), len(names)]  # where another class begins
     utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{names[i]}\n"
                                     for i, j in itertools.pairwise(starts)))
-    plot_timeline(picture, columns, scores, times, info["classes"], settings)
-    print(f"{path}: {n_steps} steps of {step / rate:.2f} s. Wrote {table}, {labels}, {picture}")
+    plot_timeline(picture, columns, scores, times, info)
+    print(f"{path}: {times[-1]:.1f} s in {len(names)} steps. Wrote {table}, {labels}, {picture}")
+
+
+def hear(path, network, info, seconds=None):
+    """Score a recording of any length step by step, each `seconds` long or half a window, in flat memory.
+
+    Returns the times between the steps [shape=(n_steps + 1,), s], class probabilities [shape=(n_steps, n_classes)], and
+    the spectrogram in some MOST_COLUMNS columns, each the loudest of its frames.
+    """
+    import soundfile
+
+    import models
+    settings, n_frames, ends, scores, columns = FeatureSettings(**info["features"]), info["n_frames"], [0], [], []
+    rate = settings.sample_rate / settings.hop_length  # frames a second
+    step = max(1, round(seconds * rate)) if seconds else n_frames // 2
+    with utils.reading(path):
+        n_steps = math.ceil(soundfile.info(path).duration * rate / step)  # a header may lie: for bar and picture alone
+
+    def parts():
+        size, margin = 1 + n_steps * step // MOST_COLUMNS, max(0, n_frames - step) // 2
+        for (start, end), span in spans(path, settings, max(n_frames, step), step):
+            heard = span[..., margin:margin + end - start]
+            columns.append(np.maximum.reduceat(heard, range(0, end - start, size), axis=-1))
+            yield end, span
+
+    with utils.bar(str(path), n_steps) as show:
+        for end, row in models.predict(network, parts(), info["temperature"]):
+            ends.append(end)
+            scores.append(row)
+            show(len(scores))
+    return np.array(ends) / rate, np.stack(scores), np.concatenate(columns, axis=-1)
 
 
 # ---------------------------------------------------------------- the network for other tools

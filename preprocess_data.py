@@ -169,32 +169,25 @@ def block_in_db(y, settings):
     return db.astype(np.float32).reshape(settings.n_mels, settings.channels, -1).swapaxes(0, 1)
 
 
-def overview(path, settings, n_columns=2000):
-    """A recording's spectrogram in about n_columns, each the loudest of its frames, and how many frames it has."""
-    import soundfile
-    with utils.reading(path):
-        seconds = soundfile.info(path).duration  # it may lie: then the columns are others
-    size = 2 ** int(np.clip(np.log2(1 + seconds * settings.sample_rate / settings.hop_length / n_columns), 0, 6))
-    n_frames, columns = 0, []
-    for block in frames_in_db(convert(utils.read_blocks(path), settings), settings):
-        n_frames += block.shape[-1]
-        columns.append(np.maximum.reduceat(block, range(0, block.shape[-1], size), axis=-1))
-    return np.concatenate(columns, axis=-1), n_frames  # (channels, n_mels, about n_columns)
+def spans(path, settings, length, step):
+    """Yield ((start, end), spectrogram [shape=(..., n_mels, length)]) for each `step` frames of a long recording.
 
-
-def spans(path, settings, length, step, n_steps):
-    """Yield (k, spectrogram [shape=(..., n_mels, length)]) around each k-th `step` frames, as of a sound of its own."""
-    silence = np.full((settings.channels, settings.n_mels, length), 10 * np.log10(AMIN), np.float32)
+    The spectrogram is that of `length` frames with the step in their middle, as of a sound of its own; beyond the
+    recording is silence.
+    """
     blocks = frames_in_db(convert(utils.read_blocks(path), settings), settings)
-    rest, k = silence[..., :(length - step) // 2], 0
-    for block in itertools.chain(blocks, itertools.repeat(silence)):
-        rest = np.concatenate([rest, block], axis=-1)
-        while rest.shape[-1] >= length:
-            span = np.maximum(rest[..., :length], rest[..., :length].max() - np.float32(TOP_DB))
-            yield k, span if settings.channels > 1 else span[0]
-            rest, k = rest[..., step:], k + 1
-            if k == n_steps:
-                return
+    silence = np.full((settings.channels, settings.n_mels, length), 10 * np.log10(AMIN), np.float32)
+    rest, n_frames = silence[..., :(length - step) // 2], 0
+    for start in itertools.count(0, step):
+        while rest.shape[-1] < length:
+            block = next(blocks, None)
+            n_frames += 0 if block is None else block.shape[-1]
+            rest = np.concatenate([rest, silence if block is None else block], axis=-1)
+        if start and start >= n_frames - 1:
+            return
+        span = np.maximum(rest[..., :length], rest[..., :length].max() - np.float32(TOP_DB))
+        yield (start, min(start + step, n_frames)), span if settings.channels > 1 else span[0]
+        rest = rest[..., step:]
 
 
 def sound_to_spectrogram(name, folder, settings):

@@ -11,7 +11,7 @@ from conftest import ROOT, SAMPLE_RATE, load_json, one_line, read_scores, read_t
 import eval_network
 import models
 import utils
-from preprocess_data import AMIN, default_settings, overview, sound_to_spectrogram, spans
+from preprocess_data import AMIN, default_settings, sound_to_spectrogram, spans
 
 INFO = {"classes": ["a", "b", "c", "d"], "train": ["a/1.wav"] * 5, "validation": ["b/1.wav"] * 2, "temperature": 0.5,
         "features": {}, "network": "default", "recipe": {}, "seed": 0}
@@ -153,7 +153,7 @@ def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all():
     panel = eval_network.new_figure(5, 5).subplots()
     eval_network.draw_curves([panel], y, scores, report, "auc", lambda truth, row: ([0, 1], [0, 1]))
     labels = [line.get_label() for line in panel.lines if not line.get_label().startswith("_")]
-    assert len(panel.lines) == n + 1 and len(labels) == eval_network.MOST_CURVES + 1
+    assert len(panel.lines) == n + 1 and len(labels) == eval_network.MOST_CURVES + 2
     worst = min(report["auc"], key=report["auc"].get)
     assert any(label.endswith(worst) for label in labels) and "micro average" in labels[-1]
     looks = {(line.get_color(), line.get_linestyle()) for line in panel.lines}
@@ -264,13 +264,13 @@ def test_spans_are_the_recording_s_own_frames_and_cover_it(tmp_path, length, ste
     settings = default_settings(SAMPLE_RATE, channels=channels)
     path = recording(tmp_path / "r.wav", 0.7)
     whole = sound_to_spectrogram("r.wav", tmp_path, settings)
-    columns, n_frames = overview(path, settings)
-    assert n_frames == whole.shape[-1] == columns.shape[-1]
-    n_steps = -(-n_frames // step)
-    found = list(spans(path, settings, length, step, n_steps))
-    assert [k for k, _ in found] == list(range(n_steps))
-    for k, span in found:
-        first = k * step - (length - step) // 2
+    n_frames = whole.shape[-1]
+    found = list(spans(path, settings, length, step))
+    assert [start for (start, _), _ in found] == list(range(0, max(1, n_frames - 1), step))
+    assert [end for (_, end), _ in found[:-1]] == [start for (start, _), _ in found[1:]]
+    assert found[-1][0][1] in (n_frames - 1, n_frames)
+    for (start, _), span in found:
+        first = start - (length - step) // 2
         frames = np.arange(max(0, first), min(n_frames, first + length))
         assert span.shape == (*whole.shape[:-1], length)
         heard = np.maximum(whole[..., frames], span.max() - 80)
