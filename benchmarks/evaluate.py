@@ -71,13 +71,13 @@ def classic():
 
 
 def timed(arguments):
-    """Run evaluation. Returns the seconds until its first and its last line, and its peak of memory in MB."""
+    """Run evaluation. Returns the seconds until each line, and its peak of memory in MB."""
     began, lines = time.perf_counter(), []
     with subprocess.Popen([*EVALUATE, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as process:
         for _ in process.stdout:
             lines.append(time.perf_counter() - began)
         _, process.returncode, usage = os.wait4(process.pid, 0)
-    return lines[0], lines[-1], usage.ru_maxrss / 1024
+    return lines, usage.ru_maxrss / 1024
 
 
 def speed(sounds):
@@ -85,9 +85,9 @@ def speed(sounds):
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import keras"], capture_output=True, check=True)
     keras = time.perf_counter() - began
-    first, last, _ = timed(sounds)
-    print(f"{len(sounds)} sounds: first answer after {first:.1f} s, of which {keras:.1f} s Keras and its backend load; "
-          f"then {(len(sounds) - 1) / (last - first):.0f} sounds a second")
+    lines, _ = timed(sounds)
+    print(f"{len(lines)} sounds: first answer after {lines[0]:.1f} s, of which {keras:.1f} s Keras and its backend load; "
+          f"then {(len(lines) - 1) / (lines[-1] - lines[0]):.0f} sounds a second")
     base = float(subprocess.run([sys.executable, "-c", RSS, ROOT], capture_output=True, text=True, check=True).stdout)
     with tempfile.TemporaryDirectory() as folder:
         path, n, k = Path(folder, "hour.wav"), 0, 0
@@ -96,8 +96,8 @@ def speed(sounds):
                 y = soundfile.read(sounds[k % len(sounds)], dtype="float32", always_2d=True)[0].mean(axis=1)
                 file.write(y)
                 n, k = n + len(y), k + 1
-        _, seconds, peak = timed(["--timeline", path, "--results", folder])
-    print(f"an hour's timeline at 44.1 kHz: {seconds:.0f} s; {peak:.0f} MB at its peak, {peak - base:.0f} MB beyond "
+        lines, peak = timed(["--timeline", path, "--results", folder])
+    print(f"an hour's timeline at 44.1 kHz: {lines[-1]:.0f} s; {peak:.0f} MB at its peak, {peak - base:.0f} MB beyond "
           f"the {base:.0f} MB that Keras and the network take by themselves")
 
 

@@ -84,3 +84,15 @@ def copy_of_trained(trained, tmp_path):
 def sounds(tmp_path):
     """A folder with Samples/ of three classes of ten tones."""
     return write_sounds(tmp_path)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """A function that runs eval_network.py in this process, in a folder; what main() returned, and what was said."""
+    def call(folder, *args):
+        import eval_network
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["eval_network.py", *map(str, args)])
+        capsys.readouterr()
+        return eval_network.main(), capsys.readouterr()
+    return call

@@ -1,7 +1,6 @@
 """What evaluation measures, draws, says of new sounds, and hands to other tools."""
 import itertools
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -15,17 +14,6 @@ from preprocess_data import AMIN, default_settings, sound_to_spectrogram, spans
 
 INFO = {"classes": ["a", "b", "c", "d"], "train": ["a/1.wav"] * 5, "validation": ["b/1.wav"] * 2, "temperature": 0.5,
         "features": {}, "network": "default", "recipe": {}, "seed": 0}
-
-
-@pytest.fixture
-def evaluate(trained, monkeypatch, capsys):
-    """Run eval_network.py in this process, in a folder with the sounds and the network of `trained`."""
-    def evaluate(folder, *args):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["eval_network.py", *map(str, args)])
-        status = eval_network.main()
-        return status, capsys.readouterr()
-    return evaluate
 
 
 # ---------------------------------------------------------------- numbers

@@ -345,7 +345,7 @@ def test_hour_of_sound_takes_no_more_than_400_mb_and_has_the_values_of_a_short_o
 
 # ---------------------------------------------------------------- channels, copies
 
-def test_channels_are_kept_and_training_and_scoring_take_them(tmp_path):
+def test_channels_are_kept_and_training_and_scoring_take_them(tmp_path, evaluate):
     rng = np.random.default_rng(0)
     for side in (0, 1):  # the classes differ in nothing but the side that is loud
         for i in range(10):
@@ -365,7 +365,7 @@ def test_channels_are_kept_and_training_and_scoring_take_them(tmp_path):
     np.testing.assert_array_equal(mono[0], mono[1])
     run("train_network.py", "--epochs", 3, "--test", "[0-4].wav", cwd=tmp_path)
     for source in ("Preproc", "Samples"):  # and from the sounds themselves, with the settings of the weights
-        assert f"Reading {source}" in run("eval_network.py", cwd=tmp_path).stdout
+        assert f"Reading {source}" in evaluate(tmp_path)[1].out
         assert json.loads((tmp_path / "Results/metrics.json").read_text())["accuracy"] == 1
         shutil.rmtree(tmp_path / "Preproc", ignore_errors=True)
 

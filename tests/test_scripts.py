@@ -67,10 +67,10 @@ def test_weights_know_all_that_scoring_needs(trained):
     assert [row["file"] for row in read_scores(trained / "Results")] == info["test"]
 
 
-def test_scores_come_the_same_from_samples_and_from_preproc(copy_of_trained):
+def test_scores_come_the_same_from_samples_and_from_preproc(copy_of_trained, evaluate):
     before = read_scores(copy_of_trained / "Results")
     shutil.rmtree(copy_of_trained / "Preproc")
-    run("eval_network.py", cwd=copy_of_trained)
+    evaluate(copy_of_trained)
     for old, new in zip(before, read_scores(copy_of_trained / "Results"), strict=True):
         assert old["file"] == new["file"]
         assert [float(old[c]) for c in ("high", "low")] == pytest.approx([float(new[c]) for c in ("high", "low")],
@@ -91,32 +91,32 @@ def test_same_seed_trains_the_same_and_test_sounds_choose_nothing(copy_of_traine
         np.testing.assert_array_equal(old, new)
 
 
-def test_evaluation_ignores_sounds_that_came_later(copy_of_trained):
+def test_evaluation_ignores_sounds_that_came_later(copy_of_trained, evaluate):
     shutil.copy(copy_of_trained / "Preproc/low/00.wav.npy", copy_of_trained / "Preproc/low/new.wav.npy")
-    run("eval_network.py", cwd=copy_of_trained)
+    evaluate(copy_of_trained)
     assert len(read_scores(copy_of_trained / "Results")) == 6
 
 
-def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trained):
+def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trained, evaluate):
     said = run("train_network.py", "--epochs", 1, "--test", "^(low|high)/0[0-3].wav", "--fresh",
                cwd=copy_of_trained).stdout
     assert "No sound to validate or to test: middle; another --seed" in said
     assert re.search(r"middle +\d+ +\d+ +0\n", said) and re.search(r"all +\d+ +\d+ +8\n", said)
     assert re.search(r"\d+ copies of validation and test sounds stay unused", said)
-    said = run("eval_network.py", cwd=copy_of_trained).stdout
+    said = evaluate(copy_of_trained)[1].out
     metrics = load_json(copy_of_trained / "Results/metrics.json")
     assert re.search("middle +0 +none +none +none  no test sound", said) and metrics["auc"]["middle"] is None
     assert metrics["n_test"] == 8 and 0 <= metrics["macro_auc"] <= 1
 
 
-def test_test_set_of_one_class_and_odd_class_names_do_no_harm(tmp_path):
+def test_test_set_of_one_class_and_odd_class_names_do_no_harm(tmp_path, evaluate):
     write_sounds(tmp_path, classes=("_$a^$_ %s", "ü\N{SNOWMAN} 'b'"), n=3)
     run("train_network.py", "--epochs", 1, "--test", "b'/00", cwd=tmp_path)
-    assert "macro AUC none on 1 sounds" in run("eval_network.py", cwd=tmp_path).stdout
+    assert "macro AUC none on 1 sounds" in evaluate(tmp_path)[1].out
     assert load_json(tmp_path / "Results/metrics.json")["macro_auc"] is None
 
 
-def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp_path):
+def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp_path, evaluate):
     write_sounds(tmp_path, n=2)
     places = ["--samples", "Samples", "--preproc", "p"]
     run("preprocess_data.py", *places, "--n-mels", 40, "--hop-length", 100, cwd=tmp_path)
@@ -124,7 +124,7 @@ def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp
         "train_network.py", *places, "--save", "w/old.keras", "--network", "original", "--epochs", 2, "--layers", 2,
         "--filters", 8, "--batch-size", 2, "--learning-rate", 0.5, "--seed", 7, "--results", "r", cwd=tmp_path).stdout
     assert "Next: python eval_network.py --preproc p --results r --weights w/old.keras\n" in said
-    run("eval_network.py", *places, "--weights", "w/old.keras", "--results", "r", cwd=tmp_path)
+    evaluate(tmp_path, *places, "--weights", "w/old.keras", "--results", "r")
     assert load_json(tmp_path / "r/metrics.json")["n_test"] == 3
     assert models.load(tmp_path / "w/old.keras")[0].input_shape[1] == 40
 
