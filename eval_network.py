@@ -403,18 +403,18 @@ def hear(path, network, info, seconds=None):
 # ---------------------------------------------------------------- the network for other tools
 
 def export(path, network, info):
-    """Write the network, and to a .json beside it what its use takes. Raises UserError where a package is missing."""
+    """Write the network, and to a .json beside it what its use takes. Raises UserError where Keras cannot."""
     import keras
-    network.predict_on_batch(np.zeros((1, *network.input_shape[1:]), np.float32))  # Keras exports none never called
+    network(np.zeros((1, *network.input_shape[1:]), np.float32))  # Keras exports none that was never called
     settings, normalization = FeatureSettings(**info["features"]), network.layers[1]
     mean, variance = map(keras.ops.convert_to_numpy, (normalization.mean, normalization.variance))
     normalization.mean, normalization.variance = mean, variance  # as constants: tensors would become inputs
     try:
         with utils.whole_file(path) as temporary, warnings.catch_warnings(action="ignore"):
             network.export(temporary, format=EXPORTS[path.suffix], verbose=False)
-    except ImportError as error:
-        raise UserError(f"--export {path}: expected the packages for it (pip install onnx tf2onnx), "
-                        f"found {error}") from None
+    except (ImportError, ValueError, RuntimeError) as error:  # one for each way that a backend lacks something
+        raise UserError(f"--export {path}: expected Keras to export it by {keras.backend.backend()}, with what that "
+                        f"takes (with tensorflow: pip install onnx tf2onnx); found {error}") from None
     filters = mel_filters(settings.sample_rate, settings.n_mels, settings.n_fft).toarray()
     utils.save_json(path.with_suffix(".json"), {
         "classes": info["classes"], "features": info["features"], "amin": AMIN, "top_db": TOP_DB,
