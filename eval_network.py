@@ -9,6 +9,8 @@ sound), mistakes.csv, and pictures of the curves, the confusions, the calibratio
 import importlib.metadata
 import itertools
 import math
+import os
+import platform
 import warnings
 from collections import Counter
 from functools import partial
@@ -36,19 +38,22 @@ def parse_args():
     parser.add_argument("--timeline", action="store_true", help="what is heard when in them: table, labels, picture")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="of pictures (default: png)")
     parser.add_flags(
-        ("step", utils.number(float, 1e-3), None, "SECONDS", "of the timeline (default: half of the window)"),
+        ("step", utils.number(float, 1e-3, high=61), None, "SECONDS", "of the timeline (default: half of the window)"),
         ("csv", Path, None, "FILE", "write what is said of new sounds there too"),
         ("data", Path, None, "DIR", "score this labelled folder of sounds or spectrograms, into Results/DIR/"),
         ("export", Path, None, "FILE", "the network for other tools, .onnx or .tflite, and a .json beside it"))
     args = parser.parse_args()
     if args.export and args.export.suffix not in EXPORTS:
         parser.error(f"--export {args.export}: expected a name that ends in .onnx or .tflite")
-    if bool(args.sounds) + bool(args.data) + bool(args.export) > 1:
-        parser.error("expected new sounds, --data or --export, found more than one of them")
-    if (args.csv or args.timeline) and not args.sounds:
-        parser.error("--csv and --timeline: expected new sounds, found none")
-    if (args.csv and args.timeline) or (args.step and not args.timeline):
-        parser.error("expected --step with --timeline, and --csv without, which writes tables of its own")
+    given = {"new sounds": args.sounds, "--data": args.data, "--export": args.export}
+    if len(found := [name for name, value in given.items() if value]) > 1:
+        parser.error(f"expected one of {', '.join(given)}, found {' and '.join(found)}")
+    if lonely := [f"--{name}" for name in ("csv", "timeline") if getattr(args, name) and not args.sounds]:
+        parser.error(f"{lonely[0]}: expected new sounds, found none")
+    if args.step and not args.timeline:
+        parser.error("--step: expected --timeline beside it, found none")
+    if args.csv and args.timeline:
+        parser.error("--csv: expected no --timeline beside it, which writes tables of its own")
     return args
 
 
@@ -58,9 +63,10 @@ def read_labelled(args, info):
     Raises UserError where there are classes that the weights do not know, or no sound is left.
     """
     source = find_source(args.data or args.samples, args.data or args.preproc, FeatureSettings(**info["features"]))
-    if not set(source.classes) <= set(info["classes"]):
+    classes = sorted(set(map(utils.class_of, source.names)))
+    if not set(classes) <= set(info["classes"]):
         raise UserError(f"{args.weights}: expected weights for the classes in {source.folder}/, "
-                        f"{', '.join(source.classes)}; found weights for {', '.join(info['classes'])}")
+                        f"{', '.join(classes)}; found weights for {', '.join(info['classes'])}")
     names = originals(source.names) if args.data else sorted(set(source.names) & set(info["test"]))
     seen = {*info["train"], *info["validation"], *info.get("seen", [])} & set(names)
     if seen:
@@ -79,13 +85,14 @@ def read_labelled(args, info):
 def measure(y, scores, raw, info):
     """The metrics of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)], as a dict for JSON.
 
-    raw: the probabilities before calibration. What is not defined is NaN, and counts in no mean.
+    raw: the probabilities before calibration. What a class without a sound lacks is NaN, and counts in no macro mean.
     """
+    import keras
     from scipy.stats import binomtest
     from sklearn import metrics
     classes, guesses, every = info["classes"], scores.argmax(axis=1), range(len(info["classes"]))
     truth, n_right = np.eye(len(classes))[y], int((guesses == y).sum())
-    table = metrics.precision_recall_fscore_support(y, guesses, labels=every, zero_division=np.nan)
+    table = metrics.precision_recall_fscore_support(y, guesses, labels=every, zero_division=0)
     values = dict(zip(("precision", "recall", "f1"), np.where(table[3] > 0, table[:3], np.nan)))
     for key, score in (("auc", metrics.roc_auc_score), ("average_precision", metrics.average_precision_score)):
         values[key] = [score(y == k, scores[:, k]) if 0 < n < len(y) else math.nan for k, n in enumerate(table[3])]
@@ -103,7 +110,8 @@ def measure(y, scores, raw, info):
         "n_train": len(info["train"]) + len(info["validation"]),  # sounds and copies that training used
         "n_validation": len(info["validation"]),  # those of them that chose the weights
         "features": info["features"], "network": info["network"], "recipe": info.get("recipe"), "seed": info["seed"],
-        "versions": {name: importlib.metadata.version(name) for name in ("keras", "numpy", "scikit-learn")},
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in (
+            "keras", keras.backend.backend(), "numpy", "scikit-learn", "soxr")}},
     }
 
 
@@ -145,7 +153,7 @@ def new_figure(width, height):
 
 
 def save_figure(figure, path):
-    with utils.whole_file(path) as temporary:
+    with utils.whole_file(path) as temporary, warnings.catch_warnings(action="ignore"):  # of letters no font has
         figure.savefig(temporary, dpi=120)
 
 
@@ -162,13 +170,14 @@ def plot_roc(path, y, scores, report):
     lines = draw_curves(panels, y, scores, report, "auc", lambda *pair: roc_curve(*pair, drop_intermediate=False)[:2])
     grid = np.unique(np.concatenate([x for x, _ in lines]))
     mean = np.mean([np.interp(grid, *line) for line in lines[:-1] or lines], axis=0)
+    style = dict(drawstyle="steps-post", color="0.5", lw=2.5, label=f"{text_of(report['macro_auc'])}  macro average")
     for panel in panels:
-        panel.plot(grid, mean, color="0.5", lw=2.5, label=f"{text_of(report['macro_auc'])}  macro average")
+        panel.plot(grid, mean, **style)
         panel.set(xlabel="False positive rate", ylabel="True positive rate")
     panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
     panels[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {text_of(report['macro_auc'])}")
     panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / len(y), 1))
-    save_curves(figure, panels, "AUC  class", path)
+    save_curves(figure, panels, "AUC  class (sounds)", path)
 
 
 def plot_precision_recall(path, y, scores, report):
@@ -176,29 +185,31 @@ def plot_precision_recall(path, y, scores, report):
     from sklearn.metrics import precision_recall_curve
     figure = new_figure(8, 5)
     panel = figure.subplots()
-    draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1])
+    draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1],
+                drawstyle="steps-post")
     mean = text_of(report["macro_average_precision"])
     panel.set(xlabel="Recall", ylabel="Precision", title=f"{len(y)} test sounds, mean average precision {mean}")
-    save_curves(figure, [panel], "AP  class", path)
+    save_curves(figure, [panel], "AP  class (sounds)", path)
 
 
-def draw_curves(panels, y, scores, report, key, curve):
+def draw_curves(panels, y, scores, report, key, curve, **style_of_all):
     """Draw curve(truth, scores) -> (x, height) of each class, labelled with report[key], and of all decisions.
 
     Of very many classes the worst stand out from grey. Returns the curves, that of all decisions last.
     """
-    values = {k: value for k, value in enumerate(report[key].values()) if not math.isnan(value)}
+    classes, values = report["classes"], {k: v for k, v in enumerate(report[key].values()) if not math.isnan(v)}
     worst = sorted(sorted(values, key=values.get)[:MOST_CURVES])
     styles = {k: dict(color="0.85", lw=0.7) for k in values} | {
         k: dict(color=COLORS[i % 7], ls=("-", "--", "-.", ":")[i // 7], lw=1.4, zorder=3,
-                label=f"{values[k]:.4f}  {plain(report['classes'][k])}") for i, k in enumerate(worst)}
+                label=f"{values[k]:.4f}  {plain(classes[k])} ({report['support'][classes[k]]})")
+        for i, k in enumerate(worst)}
     if others := [k for k in values if k not in worst]:
         styles[others[0]]["label"] = f"{len(others)} others, at least {min(values[k] for k in others):.4f}"
     lines = [curve(y == k, scores[:, k]) for k in styles]
     lines.append(curve(np.eye(scores.shape[1])[y].ravel(), scores.ravel()))
     micro = dict(color="0.5", lw=2.5, ls=":", label=f"{report['micro_' + key]:.4f}  micro average")
     for panel, (line, style) in itertools.product(panels, zip(lines, [*styles.values(), micro])):
-        panel.plot(*line, drawstyle="steps-post", **style)
+        panel.plot(*line, **style, **style_of_all)
     return lines
 
 
@@ -260,9 +271,13 @@ def show_spectrogram(axes, spectrogram, settings, seconds=None):
     """The picture of a spectrogram [shape=(..., n_mels, n_columns)], the mean of its channels, over time."""
     image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)
     seconds = seconds or image.shape[1] * settings.hop_length / settings.sample_rate
-    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=image.max() - TOP_DB,
+    loudest, bands = max(image.max(), 10 * math.log10(AMIN) + TOP_DB), np.linspace(0, len(image) - 1, 6).astype(int)
+    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB, vmax=loudest,
                 extent=(0, seconds, 0, len(image)))
-    axes.set(xlabel="Seconds", ylabel="Mel band")
+    filters = mel_filters(settings.sample_rate, settings.n_mels, settings.n_fft).toarray()
+    hertz = filters.argmax(axis=1) * settings.sample_rate / settings.n_fft  # of each band's middle
+    axes.set_yticks(bands + 0.5, [f"{hertz[band]:.0f}" for band in bands])
+    axes.set(xlabel="Seconds", ylabel="Hz")
 
 
 def plot_timeline(path, columns, scores, times, info):
@@ -272,9 +287,11 @@ def plot_timeline(path, columns, scores, times, info):
     most = np.sort(order[:20])[::-1]
     figure = new_figure(12, 4 + 0.22 * len(most))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.5 + 0.22 * len(most), 3))
-    image = above.pcolormesh(times, range(len(most) + 1), scores[:, most].T, cmap="Blues", vmin=0, vmax=1)
+    image = above.pcolormesh(times, range(len(most) + 1), scores[:, most].T, cmap="Blues", vmin=0, vmax=1,
+                             rasterized=True)
     above.set(yticks=np.arange(len(most)) + 0.5, yticklabels=[plain(classes[k]) for k in most])
     figure.colorbar(image, ax=above, label="Probability")
+    above.set_title(plain(path.stem), fontsize=10)
     show_spectrogram(below, columns, settings, times[-1])
     save_figure(figure, path)
 
@@ -322,19 +339,22 @@ def plot_curves(path, history, kept):
 # ---------------------------------------------------------------- new sounds, and what is heard when
 
 def list_sounds(paths):
-    """The sounds that are named, and those in folders that are named, once each. Raises UserError for no sound."""
-    found = {path: sorted(map(Path, filter(utils.is_sound, utils.walk(path, str(path), ()))))
-             if path.is_dir() else [path] for path in paths}
-    if empty := [path for path, sounds in found.items() if not sounds]:
-        raise UserError(f"{empty[0]}: expected sounds, found a folder of none")
-    return list(dict.fromkeys(itertools.chain(*found.values())))
+    """The sounds that are named, and those in folders that are named, once each; a dict of UserErrors of empty ones."""
+    sounds, errors = {}, {}
+    for path in paths:
+        names = utils.walk(path, str(path), ()) if path.is_dir() else []
+        found = sorted(map(Path, filter(utils.is_sound, names))) if path.is_dir() else [path]
+        sounds |= dict.fromkeys(found)
+        if not found:
+            errors[path] = UserError(f"{path}: expected sounds, found a folder of none")
+    return list(sounds), errors
 
 
-def classify(args, network, info):
-    """Print a line a sound: name, class, probability, runner-up, its probability. Returns how many cannot be read."""
+def classify(paths, errors, args, network, info):
+    """Print a line a sound: name, class, probability, runner-up, its probability. Adds to errors what is no sound."""
     import models
-    paths, errors, settings = list_sounds(args.sounds), {}, FeatureSettings(**info["features"])
-    rows, width, name_width = [], max(map(len, info["classes"])), max(len(str(path)) for path in paths)
+    settings, rows = FeatureSettings(**info["features"]), []
+    width, name_width = max(map(len, info["classes"])), max((len(str(path)) for path in paths), default=0)
 
     def read():
         for path in paths:
@@ -343,14 +363,19 @@ def classify(args, network, info):
             except UserError as error:
                 errors[path] = error
 
-    for path, scores in models.predict(network, read(), info["temperature"]):
-        first, second = np.argsort(-scores, kind="stable")[:2]
-        rows.append([path, *(text for k in (first, second) for text in (info["classes"][k], f"{scores[k]:.4f}"))])
-        name, guess, sure, other, less = map(str, rows[-1])
-        print(f"{name:{name_width}}  {guess:{width}} {sure}  {other:{width}} {less}", flush=True)
-    if args.csv:
-        utils.save_csv(args.csv, [["file", "class", "probability", "runner_up", "runner_up_probability"], *rows])
-    return utils.name_skipped(errors)
+    try:
+        for path, scores in models.predict(network, read(), info["temperature"]):
+            (guess, sure), (other, less) = ((info["classes"][k], scores[k]) for k in np.argsort(-scores)[:2])
+            print(f"{path!s:{name_width}}  {guess:{width}} {sure:.4f}  {other:{width}} {less:.4f}", flush=True)
+            rows.append([path, guess, f"{sure:.6f}", other, f"{less:.6f}"])
+    finally:  # stopped, too
+        if args.csv:
+            utils.save_csv(args.csv, [["file", "class", "probability", "runner_up", "runner_up_probability"], *rows])
+
+
+def flat_name(path):
+    """A name for what is written of `path`, of all its folders ("a/b.wav" -> "a_b.wav")."""
+    return "_".join(part for part in path.parts if part.strip("./")) or Path(os.path.abspath(path)).name
 
 
 def timeline(path, network, info, args):
@@ -358,13 +383,12 @@ def timeline(path, network, info, args):
     times, scores, columns = hear(path, network, info, args.step)
     guesses = scores.argmax(axis=1)
     names = [info["classes"][k] for k in guesses]
-    stem = "_".join(part for part in path.parts if part.strip("./"))  # of several folders, none replaces another's
-    table, labels, picture = (args.results / f"{stem}.{end}" for end in ("csv", "txt", args.format))
+    table, labels, picture = (args.results / f"{flat_name(path)}.{end}" for end in ("csv", "txt", args.format))
     rows = zip(times, times[1:], names, scores.max(axis=1))
     utils.save_csv(table, [["start", "end", "class", "probability"],
                            *([f"{start:.3f}", f"{end:.3f}", name, f"{p:.4f}"] for start, end, name, p in rows)])
     starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), len(names)]  # where another class begins
-    utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{names[i]}\n"
+    utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{' '.join(names[i].split())}\n"
                                     for i, j in itertools.pairwise(starts)))
     plot_timeline(picture, columns, scores, times, info)
     print(f"{path}: {times[-1]:.1f} s in {len(names)} steps. Wrote {table}, {labels}, {picture}")
@@ -374,7 +398,7 @@ def hear(path, network, info, seconds=None):
     """Score a recording of any length step by step, each `seconds` long or half a window, in flat memory.
 
     Returns the times between the steps [shape=(n_steps + 1,), s], class probabilities [shape=(n_steps, n_classes)], and
-    the spectrogram in some MOST_COLUMNS columns, each the loudest of its frames.
+    the spectrogram in fewer columns, each the loudest of some frames.
     """
     import soundfile
 
@@ -383,16 +407,16 @@ def hear(path, network, info, seconds=None):
     rate = settings.sample_rate / settings.hop_length  # frames a second
     step = max(1, round(seconds * rate)) if seconds else n_frames // 2
     with utils.reading(path):
-        n_steps = math.ceil(soundfile.info(path).duration * rate / step)  # a header may lie: for bar and picture alone
+        n_columns = math.ceil(soundfile.info(path).duration * rate)  # a header may lie: for bar and picture alone
 
     def parts():
-        size, margin = 1 + n_steps * step // MOST_COLUMNS, max(0, n_frames - step) // 2
+        size, margin = 1 + n_columns // MOST_COLUMNS, max(0, n_frames - step) // 2
         for (start, end), span in spans(path, settings, max(n_frames, step), step):
-            heard = span[..., margin:margin + end - start]
+            heard = span[..., min(start, margin):][..., :end - start]
             columns.append(np.maximum.reduceat(heard, range(0, end - start, size), axis=-1))
             yield end, span
 
-    with utils.bar(str(path), n_steps) as show:
+    with utils.bar(str(path), math.ceil(n_columns / step)) as show:
         for end, row in models.predict(network, parts(), info["temperature"]):
             ends.append(end)
             scores.append(row)
@@ -455,41 +479,46 @@ def evaluate(args, network, info):
     """Score labelled sounds, and write all that is to be known of it. Returns how many cannot be read."""
     import models
     spectrograms, n_bad = read_labelled(args, info)
-    folder = args.results / args.data.resolve().name if args.data else args.results
+    folder = args.results / flat_name(args.data) if args.data else args.results
     names, classes = list(spectrograms), info["classes"]
-    raw = np.stack([row for _, row in models.predict(network, spectrograms.items())])  # (n_test, n_classes)
+    sounds = ((name, spectrograms[name]) for name in names)
+    raw = np.stack([row for _, row in models.predict(network, sounds)])  # (n_test, n_classes)
     scores, y = models.calibrated(raw, info["temperature"]), models.one_hot(names, classes).argmax(axis=1)
     rows = [(name, classes[k], classes[row.argmax()], row.max(), row[k]) for name, k, row in zip(names, y, scores)]
     mistakes = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
-    report = measure(y, scores, raw, info)
+    report = measure(y, scores, raw, info) | {"data": str(args.data or args.samples)}
     tell(report, mistakes)
     utils.save_json(folder / "metrics.json", report)
     for name, head, lines in (("scores", classes, [(*row[:3], *p) for row, p in zip(rows, scores)]),
                               ("mistakes", ["probability", "probability_of_class"], mistakes)):
         utils.save_csv(folder / f"{name}.csv", [["file", "class", "guess", *head], *(
             [*line[:3], *(f"{p:.6f}" for p in line[3:])] for line in lines)])
-    for name, plot in {"roc_curves": partial(plot_roc, y=y, scores=scores), "precision_recall": partial(
-            plot_precision_recall, y=y, scores=scores), "confusion_matrix": partial(plot_confusion, y=y, scores=scores),
-            "reliability": partial(plot_reliability, y=y, scores=scores, raw=raw),
-            "mistakes": partial(plot_mistakes, mistakes=mistakes, spectrograms=spectrograms)}.items():
-        plot(folder / f"{name}.{args.format}", report=report)
-    print(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures")
+    plot_roc(folder / f"roc_curves.{args.format}", y, scores, report)
+    plot_precision_recall(folder / f"precision_recall.{args.format}", y, scores, report)
+    plot_confusion(folder / f"confusion_matrix.{args.format}", y, scores, report)
+    plot_reliability(folder / f"reliability.{args.format}", y, scores, raw, report)
+    plot_mistakes(folder / f"mistakes.{args.format}", mistakes, spectrograms, report)
+    print(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures, .{args.format}")
     return n_bad
 
 
 def main():
     args = parse_args()
+    sounds, errors = list_sounds(args.sounds)
+    if args.timeline and (twins := [name for name, n in Counter(map(flat_name, sounds)).items() if n > 1]):
+        raise UserError(f"--timeline: expected recordings whose results differ in name, found several {twins[0]}")
     import models
     network, info = models.load(args.weights)
     if args.export:
         return export(args.export, network, info)
     if not args.sounds:
         return evaluate(args, network, info)
-    if not args.timeline:
-        return classify(args, network, info)
-    hear = partial(timeline, network=network, info=info, args=args)
-    done = utils.attempt_all(hear, enumerate(list_sounds(args.sounds)))
-    return utils.name_skipped({k: error for k, _, error in done if error})
+    if args.timeline:
+        done = utils.attempt_all(partial(timeline, network=network, info=info, args=args), enumerate(sounds))
+        errors |= {k: error for k, _, error in done if error}
+    else:
+        classify(sounds, errors, args, network, info)
+    return utils.name_skipped(errors)
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ def save(network, info, path):
 
 def load_info(path):  # without the network
     with zipfile.ZipFile(path) as archive:
-        return {"temperature": 1} | json.loads(archive.read(INFO_FILE))
+        return {"temperature": 1, "seen": []} | json.loads(archive.read(INFO_FILE))
 
 
 def load(path, read=lambda path: (keras.models.load_model(path, compile=False, safe_mode=True), load_info(path))):
@@ -384,7 +384,7 @@ def load(path, read=lambda path: (keras.models.load_model(path, compile=False, s
         return read(path)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: expected the weights that train_network.py saves, found something else "
-                        f"({str(error).splitlines()[0]})") from None
+                        f"({str(error).splitlines()[0].split('. ')[0]})") from None
 
 
 def predict(network, sounds, temperature=1.0):

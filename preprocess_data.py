@@ -170,24 +170,24 @@ def block_in_db(y, settings):
 
 
 def spans(path, settings, length, step):
-    """Yield ((start, end), spectrogram [shape=(..., n_mels, length)]) for each `step` frames of a long recording.
+    """Yield ((start, end), spectrogram [shape=(..., n_mels, up to length)]) for each `step` frames of a long recording.
 
-    The spectrogram is that of `length` frames with the step in their middle, as of a sound of its own; beyond the
-    recording is silence.
+    The spectrogram is that of `length` frames with the step in their middle, fewer where the recording begins or ends,
+    as of a sound of its own.
     """
     blocks = frames_in_db(convert(utils.read_blocks(path), settings), settings)
-    silence = np.full((settings.channels, settings.n_mels, length), 10 * np.log10(AMIN), np.float32)
-    rest, n_frames = silence[..., :(length - step) // 2], 0
+    rest, first = next(blocks), 0  # the frames from the first that is still needed
     for start in itertools.count(0, step):
-        while rest.shape[-1] < length:
-            block = next(blocks, None)
-            n_frames += 0 if block is None else block.shape[-1]
-            rest = np.concatenate([rest, silence if block is None else block], axis=-1)
+        begin, end = max(0, start - (length - step) // 2), start - (length - step) // 2 + length
+        rest, first = rest[..., begin - first:], begin
+        while first + rest.shape[-1] <= end and (block := next(blocks, None)) is not None:
+            rest = np.concatenate([rest, block], axis=-1)
+        n_frames = first + rest.shape[-1]  # so far
         if start and start >= n_frames - 1:
             return
-        span = np.maximum(rest[..., :length], rest[..., :length].max() - np.float32(TOP_DB))
-        yield (start, min(start + step, n_frames)), span if settings.channels > 1 else span[0]
-        rest = rest[..., step:]
+        span = rest[..., :end - begin]
+        span = np.maximum(span, span.max() - np.float32(TOP_DB))
+        yield (start, max(start + 1, min(start + step, n_frames - 1))), span if settings.channels > 1 else span[0]
 
 
 def sound_to_spectrogram(name, folder, settings):

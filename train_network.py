@@ -45,6 +45,8 @@ def find_source(samples, preproc, settings=None):
     kept = load_settings(preproc)
     if kept is not None and settings in (None, kept):
         return Source(preproc, utils.list_spectrograms(preproc), utils.list_classes(preproc), kept, load_spectrogram)
+    if kept is not None and samples == preproc:
+        raise UserError(f"{preproc}: expected spectrograms made with {settings}, found {kept}")
     if kept is not None:
         print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
     names, _ = utils.find_sounds(samples)
@@ -348,13 +350,14 @@ def parse_args():
     return args
 
 
-def forget_seen(sides, seen, groups):
-    """The sides of the split without the test sounds that earlier training, which `seen` names, learned from."""
+def forget_seen(sides, earlier, groups):
+    """The sides of a split without the test sounds that earlier training learned from, and with what it has seen."""
+    seen = {*earlier["train"], *earlier["validation"], *earlier.get("seen", [])}
     known = {group_of(name, groups) for name in seen}
     unseen = [name for name in sides["test"] if group_of(name, groups) not in known]
     if n_seen := len(sides["test"]) - len(unseen):
         print(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
-    return sides | {"test": unseen}
+    return sides | {"test": unseen, "seen": sorted(seen)}
 
 
 def main():
@@ -376,17 +379,15 @@ def main():
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
         print(f"{n_unused} copies of validation and test sounds stay unused")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
-    seen = set()
     if args.weights:
         earlier = models.load(args.weights, models.load_info)
         args.network, shape = earlier["network"], earlier.get("recipe", {})
         args.layers, args.filters = shape.get("layers"), shape.get("filters")
-        seen = {*earlier["train"], *earlier["validation"], *earlier.get("seen", [])}
-        sides = forget_seen(sides, seen, args.groups)
+        sides = forget_seen(sides, earlier, args.groups)
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
             "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(),
-            "seen": sorted(seen), **sides}
+            "seen": [], **sides}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
         refuse_other(args.save, models.load(args.save, models.load_info), info)
         print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")

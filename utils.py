@@ -92,7 +92,8 @@ def run(main):
     except OSError as error:
         sys.exit(f"{script}: {error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped; what is written is whole and stays, the same command goes on"
+        print(f"\n{script}: stopped; what is written is whole and stays"
+              + ", the same command goes on" * (script != "eval_network.py")
               + ", without --fresh" * ("--fresh" in sys.argv), file=sys.stderr)
         sys.exit(130)
 
@@ -250,7 +251,8 @@ def whole_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:  # on a full disk it names no file
-        error.filename = error.filename or str(path)
+        if error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import scipy.special
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -60,8 +61,7 @@ def classic():
     decisions = machine.decision_function(np.stack([x[name] for name in tests])).reshape(len(tests), -1)
     if decisions.shape[1] == 1:  # two classes
         decisions = np.concatenate([-decisions, decisions], axis=1)
-    svm = np.exp(decisions - decisions.max(axis=1, keepdims=True))
-    svm /= svm.sum(axis=1, keepdims=True)
+    svm = scipy.special.softmax(decisions, axis=1)
     scores = np.stack([row for _, row in models.predict(network, ((name, held[name]) for name in tests))])
     print(f"{'':8} accuracy  balanced  macro F1  macro AUC   of {len(tests)} sounds")
     for label, p in (("SVM", svm), ("network", scores)):
@@ -106,6 +106,8 @@ def main():
     parser.add_argument("what", choices=("classic", "speed"))
     parser.add_argument("sounds", nargs="*", type=Path)
     args = parser.parse_args()
+    if args.what == "speed" and not args.sounds:
+        parser.error("speed: expected sounds, found none")
     speed(args.sounds) if args.what == "speed" else classic()
 
 

@@ -14,12 +14,16 @@ import scipy.fft
 import scipy.signal
 import soundfile
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 model, path = map(Path, sys.argv[1:])
 info = json.loads(model.with_suffix(".json").read_text())
 settings = info["features"]
 n_fft, hop_length, n_frames = settings["n_fft"], settings["hop_length"], info["n_frames"]
 
 y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+if not len(y):
+    sys.exit(f"{path}: expected a sound, found one of no samples")
 n_channels = settings["channels"]
 y = y.mean(axis=1)[None] if n_channels == 1 else y[:, np.minimum(range(n_channels), y.shape[1] - 1)].T
 if sample_rate != settings["sample_rate"]:  # not the resampler of training: scores may differ by some thousandths
