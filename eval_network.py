@@ -6,6 +6,7 @@ sound), mistakes.csv, and pictures of the curves, the confusions, the calibratio
     python eval_network.py
     python eval_network.py kick.wav folder/
 """
+import contextlib
 import importlib.metadata
 import itertools
 import math
@@ -146,13 +147,12 @@ def validate(network, spectrograms, info):
 
 # ---------------------------------------------------------------- pictures
 
-def new_figure(width, height):
-    """A figure that needs no display."""
+@contextlib.contextmanager
+def new_figure(path, width, height):
+    """A figure that needs no display, and is saved to `path`."""
     from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure, path):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
     with utils.whole_file(path) as temporary, warnings.catch_warnings(action="ignore"):  # of letters no font has
         figure.savefig(temporary, dpi=120)
 
@@ -165,31 +165,31 @@ def plain(name):
 def plot_roc(path, y, scores, report):
     """ROC curves of each class against the rest with their averages, whole and on a logarithmic axis."""
     from sklearn.metrics import roc_curve
-    figure = new_figure(12.5, 5)
-    panels = figure.subplots(1, 2)
-    lines = draw_curves(panels, y, scores, report, "auc", lambda *pair: roc_curve(*pair, drop_intermediate=False)[:2])
-    grid = np.unique(np.concatenate([x for x, _ in lines]))
-    mean = np.mean([np.interp(grid, *line) for line in lines[:-1] or lines], axis=0)
-    style = dict(drawstyle="steps-post", color="0.5", lw=2.5, label=f"{text_of(report['macro_auc'])}  macro average")
-    for panel in panels:
-        panel.plot(grid, mean, **style)
-        panel.set(xlabel="False positive rate", ylabel="True positive rate")
-    panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
-    panels[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {text_of(report['macro_auc'])}")
-    panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / len(y), 1))
-    save_curves(figure, panels, "AUC  class (sounds)", path)
+    mean_auc = text_of(report["macro_auc"])
+    with new_figure(path, 12.5, 5) as figure:
+        panels = figure.subplots(1, 2)
+        lines = draw_curves(panels, y, scores, report, "auc", lambda *pair: roc_curve(*pair)[:2])
+        grid = np.unique(np.concatenate([x for x, _ in lines]))
+        mean = np.mean([np.interp(grid, *line) for line in lines[:-1] or lines], axis=0)
+        for panel in panels:
+            panel.plot(grid, mean, drawstyle="steps-post", color="0.5", lw=2.5, label=f"{mean_auc}  macro average")
+            panel.set(xlabel="False positive rate", ylabel="True positive rate")
+        panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
+        panels[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {mean_auc}")
+        panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / len(y), 1))
+        finish_curves(figure, panels, "AUC  class (sounds)")
 
 
 def plot_precision_recall(path, y, scores, report):
     """Precision over recall of each class against the rest, and of all decisions together."""
     from sklearn.metrics import precision_recall_curve
-    figure = new_figure(8, 5)
-    panel = figure.subplots()
-    draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1],
-                drawstyle="steps-post")
-    mean = text_of(report["macro_average_precision"])
-    panel.set(xlabel="Recall", ylabel="Precision", title=f"{len(y)} test sounds, mean average precision {mean}")
-    save_curves(figure, [panel], "AP  class (sounds)", path)
+    with new_figure(path, 8, 5) as figure:
+        panel = figure.subplots()
+        draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1],
+                    drawstyle="steps-post")
+        mean = text_of(report["macro_average_precision"])
+        panel.set(xlabel="Recall", ylabel="Precision", title=f"{len(y)} test sounds, mean average precision {mean}")
+        finish_curves(figure, [panel], "AP  class (sounds)")
 
 
 def draw_curves(panels, y, scores, report, key, curve, **style_of_all):
@@ -213,58 +213,56 @@ def draw_curves(panels, y, scores, report, key, curve, **style_of_all):
     return lines
 
 
-def save_curves(figure, panels, title, path):
+def finish_curves(figure, panels, title):
     for panel in panels:
         panel.set(ylim=(-0.02, 1.02))
         panel.grid(color="0.92")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=title, loc="outside right upper", fontsize=8, ncols=1 + len(labels) // 25)
-    save_figure(figure, path)
 
 
 def plot_confusion(path, y, scores, report):
     """The confusion matrix: a row a true class, shaded by its share and labelled with counts and shares."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     counts, n = confusion_matrix(y, scores.argmax(axis=1), labels=range(scores.shape[1])), scores.shape[1]
-    figure = new_figure(min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n))  # inches
-    axes, shares = figure.subplots(), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    display = ConfusionMatrixDisplay(shares, display_labels=list(map(plain, report["classes"])))
-    display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False, im_kw=dict(vmin=0, vmax=1))
-    for row, column in np.argwhere(counts):
-        axes.text(column, row, f"{counts[row, column]}\n{shares[row, column]:.0%}", ha="center", va="center",
-                  fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
-    display.im_.colorbar.set_label("share of the true class")
-    axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Guess", ylabel="True class")
-    save_figure(figure, path)
+    with new_figure(path, min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n)) as figure:  # inches
+        axes, shares = figure.subplots(), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+        display = ConfusionMatrixDisplay(shares, display_labels=list(map(plain, report["classes"])))
+        display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False,
+                     im_kw=dict(vmin=0, vmax=1))
+        for row, column in np.argwhere(counts):
+            axes.text(column, row, f"{counts[row, column]}\n{shares[row, column]:.0%}", ha="center", va="center",
+                      fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
+        display.im_.colorbar.set_label("share of the true class")
+        axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Guess", ylabel="True class")
 
 
 def plot_reliability(path, y, scores, raw, report):
     """How often guesses of a probability are right, before and after calibration, and how many there are."""
-    figure = new_figure(6, 6)
-    panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    panel.plot([0, 1], [0, 1], color="0.8", label="right as often as they say")
-    for k, p, name, numbers in ((1, raw, "before", report["uncalibrated"]), (0, scores, "after", report)):
-        style = dict(color=COLORS[k], ls=("-", "--")[k])
-        panel.plot(*in_bins(y, p)[1:], marker="o", label=f"{name}: error {numbers['calibration_error']:.3f}", **style)
-        below.hist(p.max(axis=1), N_BINS, range=(0, 1), histtype="step", **style)
-    panel.set(ylabel="Share that is right", title=f"Calibration by temperature {report['temperature']:.2f}, "
-              f"{len(y)} test sounds")
-    below.set(xlabel="Probability of the guess", ylabel="Sounds", xlim=(0, 1))
-    panel.legend(fontsize=8)
-    save_figure(figure, path)
+    with new_figure(path, 6, 6) as figure:
+        panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        panel.plot([0, 1], [0, 1], color="0.8", label="right as often as they say")
+        for k, p, name, numbers in ((1, raw, "before", report["uncalibrated"]), (0, scores, "after", report)):
+            style = dict(color=COLORS[k], ls=("-", "--")[k], label=f"{name}: error {numbers['calibration_error']:.3f}")
+            panel.plot(*in_bins(y, p)[1:], marker="o", **style)
+            below.hist(p.max(axis=1), N_BINS, range=(0, 1), histtype="step", **style)
+        panel.set(ylabel="Share that is right", title=f"Calibration by temperature {report['temperature']:.2f}, "
+                  f"{len(y)} test sounds")
+        below.set(xlabel="Probability of the guess", ylabel="Sounds", xlim=(0, 1))
+        panel.legend(fontsize=8)
 
 
 def plot_mistakes(path, mistakes, spectrograms, report):
     """The spectrograms of the surest mistakes."""
     shown, settings = mistakes[:12], FeatureSettings(**report["features"])
-    figure = new_figure(12, 1 + 2.6 * math.ceil(len(shown) / 4))
-    figure.suptitle(f"{len(mistakes)} mistakes among {report['n_test']} test sounds"
-                    + ", the surest" * (len(shown) < len(mistakes)))
-    for k, (name, truth, guess, probability, _) in enumerate(shown):
-        axes = figure.add_subplot(math.ceil(len(shown) / 4), 4, k + 1)
-        show_spectrogram(axes, spectrograms[name], settings)
-        axes.set_title(plain(f"{truth}, taken for {guess} ({probability:.2f})\n{name.split('/', 1)[1]}"), fontsize=8)
-    save_figure(figure, path)
+    with new_figure(path, 12, 1 + 2.6 * math.ceil(len(shown) / 4)) as figure:
+        figure.suptitle(f"{len(mistakes)} mistakes among {report['n_test']} test sounds"
+                        + ", the surest" * (len(shown) < len(mistakes)))
+        for k, (name, truth, guess, probability, _) in enumerate(shown):
+            axes = figure.add_subplot(math.ceil(len(shown) / 4), 4, k + 1)
+            show_spectrogram(axes, spectrograms[name], settings)
+            title = f"{truth}, taken for {guess} ({probability:.2f})\n{name.split('/', 1)[1]}"
+            axes.set_title(plain(title), fontsize=8)
 
 
 def show_spectrogram(axes, spectrogram, settings, seconds=None):
@@ -285,15 +283,14 @@ def plot_timeline(path, columns, scores, times, info):
     classes, settings = info["classes"], FeatureSettings(**info["features"])
     order = np.argsort(-np.bincount(scores.argmax(axis=1), minlength=len(classes)), kind="stable")
     most = np.sort(order[:20])[::-1]
-    figure = new_figure(12, 4 + 0.22 * len(most))
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.5 + 0.22 * len(most), 3))
-    image = above.pcolormesh(times, range(len(most) + 1), scores[:, most].T, cmap="Blues", vmin=0, vmax=1,
-                             rasterized=True)
-    above.set(yticks=np.arange(len(most)) + 0.5, yticklabels=[plain(classes[k]) for k in most])
-    figure.colorbar(image, ax=above, label="Probability")
-    above.set_title(plain(path.stem), fontsize=10)
-    show_spectrogram(below, columns, settings, times[-1])
-    save_figure(figure, path)
+    with new_figure(path, 12, 4 + 0.22 * len(most)) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.5 + 0.22 * len(most), 3))
+        image = above.pcolormesh(times, range(len(most) + 1), scores[:, most].T, cmap="Blues", vmin=0, vmax=1,
+                                 rasterized=True)
+        above.set(yticks=np.arange(len(most)) + 0.5, yticklabels=[plain(classes[k]) for k in most])
+        figure.colorbar(image, ax=above, label="Probability")
+        above.set_title(plain(path.stem), fontsize=10)
+        show_spectrogram(below, columns, settings, times[-1])
 
 
 # ---------------------------------------------------------------- what training says and draws
@@ -307,8 +304,9 @@ def describe(info, n_weights, device):
     width = max(len(row[0]) for row in rows)
     for name, *counts in rows:
         print(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
-    if none := [name for name in info["classes"] if not all(side[name] for side in sides)]:
-        print(f"No sound to validate or to test: {', '.join(none)}; another --seed splits differently")
+    for side, counts in zip(SIDES, sides):
+        if counts and (bare := [name for name in info["classes"] if not counts[name]]):
+            print(f"No {side} sound in {', '.join(bare)}; another --seed splits differently")
     seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
     print(f"Network: {info['network']}, {n_weights} weights, window {info['n_frames']} frames ({seconds:.2f} s), "
           f"{device}")
@@ -322,18 +320,17 @@ def scores_of(row):
 
 def plot_curves(path, history, kept):
     """Loss and accuracy of training and validation in each epoch, and which epoch is kept."""
-    figure = new_figure(10, 4)
-    epochs = [row["epoch"] for row in history]
-    for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for name, color, label in ((key, "C0", "training, on varied windows"), (f"val_{key}", "C1", "validation")):
-            if name in history[0]:
-                panel.plot(epochs, [row[name] for row in history], color=color, marker=".", label=label)
-        panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
-        panel.set(xlabel="Epoch", ylabel=key.capitalize())
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.grid(color="0.92")
-        panel.legend(fontsize=8)
-    save_figure(figure, path)
+    with new_figure(path, 10, 4) as figure:
+        epochs = [row["epoch"] for row in history]
+        for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+            for name, color, label in ((key, "C0", "training, on varied windows"), (f"val_{key}", "C1", "validation")):
+                if name in history[0]:
+                    panel.plot(epochs, [row[name] for row in history], color=color, marker=".", label=label)
+            panel.axvline(kept, color="0.6", lw=1, label=f"kept: epoch {kept}")
+            panel.set(xlabel="Epoch", ylabel=key.capitalize())
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid(color="0.92")
+            panel.legend(fontsize=8)
 
 
 # ---------------------------------------------------------------- new sounds, and what is heard when

@@ -86,7 +86,7 @@ def speed(sounds):
     subprocess.run([sys.executable, "-c", "import keras"], capture_output=True, check=True)
     keras = time.perf_counter() - began
     lines, _ = timed(sounds)
-    print(f"{len(lines)} sounds: first answer after {lines[0]:.1f} s, {keras:.1f} s of it loading Keras; "
+    print(f"{len(lines)} sounds: first answer after {lines[0]:.1f} s (loading Keras alone took {keras:.1f} s); "
           f"then {(len(lines) - 1) / (lines[-1] - lines[0]):.0f} sounds a second")
     base = float(subprocess.run([sys.executable, "-c", RSS, ROOT], capture_output=True, text=True, check=True).stdout)
     with tempfile.TemporaryDirectory() as folder:

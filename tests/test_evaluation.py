@@ -143,14 +143,15 @@ def test_pictures_come_in_the_format_that_is_asked_for(trained, evaluate, tmp_pa
     assert {path.stem for path in tmp_path.glob(f"*.{kind}") if path.read_bytes().startswith(head)} == names
 
 
-def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all():
+def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all(tmp_path):
     rng, n = np.random.default_rng(0), 100
     y, scores = np.arange(300) % n, rng.dirichlet(np.ones(n), 300)
     scores[np.arange(300), y] += np.linspace(0, 1, n)[y]
     report = eval_network.measure(y, scores / scores.sum(axis=1, keepdims=True), scores / scores.sum(
         axis=1, keepdims=True), INFO | {"classes": [f"class {k}" for k in range(n)]})
-    panel = eval_network.new_figure(5, 5).subplots()
-    eval_network.draw_curves([panel], y, scores, report, "auc", lambda truth, row: ([0, 1], [0, 1]))
+    with eval_network.new_figure(tmp_path / "curves.png", 5, 5) as figure:
+        panel = figure.subplots()
+        eval_network.draw_curves([panel], y, scores, report, "auc", lambda truth, row: ([0, 1], [0, 1]))
     labels = [line.get_label() for line in panel.lines if not line.get_label().startswith("_")]
     assert len(panel.lines) == n + 1 and len(labels) == eval_network.MOST_CURVES + 2
     worst = min(report["auc"], key=report["auc"].get)
@@ -308,7 +309,7 @@ def test_recordings_whose_timelines_would_replace_one_another_are_refused(traine
 def test_a_timeline_s_memory_does_not_grow_with_the_recording(trained, tmp_path):
     network, info = models.load(trained / "weights.keras")
     peaks = []
-    for minutes in (2, 20):  # whose whole spectrogram takes 29 MB
+    for minutes in (1, 8):  # whose whole spectrogram takes 12 MB
         y = np.random.default_rng(0).normal(0, 0.1, minutes * 60 * SAMPLE_RATE).astype(np.float32)
         soundfile.write(tmp_path / "long.wav", y, SAMPLE_RATE)
         del y
@@ -317,7 +318,7 @@ def test_a_timeline_s_memory_does_not_grow_with_the_recording(trained, tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert times[-1] == pytest.approx(minutes * 60) and len(scores) == len(times) - 1 and columns.shape[-1] < 5000
-    assert peaks[1] < peaks[0] + 6e6
+    assert peaks[1] < peaks[0] + 4e6
 
 
 def test_a_step_longer_than_the_recording_scores_as_the_recording_does(trained, evaluate, tmp_path):
