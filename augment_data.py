@@ -26,7 +26,6 @@ import utils
 from utils import UserError
 
 LOG = "augmentations.csv"
-COST = 6  # times the time of a spectrogram
 
 
 # ---------------------------------------------------------------- what a copy gets, drawn before anything is altered
@@ -257,7 +256,7 @@ def parse_args():
                         "one a line, from standard input (or ended by NUL, as find -print0 does)")
     add_choice(parser)
     parser.add_argument("--overwrite", action="store_true", help="make copies again that are there")
-    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core, if worth it)")
+    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core)")
     return parser.parse_args()
 
 
@@ -354,23 +353,22 @@ def main():
     names = chosen(args, args.n)
     sources, n_passed = read_names(args.files)
     if n_passed:
-        print(f"{n_passed} files are copies themselves, their list, or hidden: passed over")
+        utils.say(f"{n_passed} files are copies themselves, their list, or hidden: passed over")
     elif not sources:
         raise UserError("-: expected names of sounds on standard input, found none")
     to_do = {path: missing for path in sources
              if (missing := targets(path, args.n, args.overwrite)) or not os.path.isfile(path)}
     function = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
-    jobs = args.jobs or utils.jobs_for(".", [path for path, missing in to_do.items() for _ in missing], COST)
     try:
-        written, errors = utils.for_each(function, list(to_do), "Augmenting", jobs)
+        written, errors = utils.for_each(function, list(to_do), "Augmenting", args.jobs)
     finally:
         for log in {path.parent / LOG for path in sources}:
             with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
                 tidy(log)
     n_there = len(sources) * args.n - sum(map(len, to_do.values()))
     n_bad = utils.name_skipped(errors)
-    print(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, {n_bad} files skipped\n"
-          "Next: python preprocess_data.py")
+    utils.say(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, "
+              f"{n_bad} files skipped", "Next: python preprocess_data.py")
     return n_bad
 
 

@@ -12,12 +12,13 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import time
 import zlib
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,11 @@ import numpy as np
 
 import augment_data
 import utils
-from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, name_skipped
+from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, name_skipped, say
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
-MAX_RATE = 10**6  # Hz
+MAX_RATE = 10**6  # Hz, of spectrograms
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
@@ -114,8 +115,10 @@ def convert(blocks, settings):
         if sample_rate != settings.sample_rate:
             import soxr
             resampler = resampler or soxr.ResampleStream(sample_rate, settings.sample_rate, settings.channels)
-            y = resampler.resample_chunk(y)
-        yield y.T
+            n_parts = math.ceil(len(y) * settings.sample_rate / sample_rate / utils.READ_SAMPLES)  # of few Hz, many
+            yield from (resampler.resample_chunk(part).T for part in np.array_split(y, n_parts))
+        else:
+            yield y.T
     if resampler:
         yield resampler.resample_chunk(y[:0], last=True).T
 
@@ -190,6 +193,13 @@ def spans(path, settings, length, step):
         yield (start, max(start + 1, min(start + step, n_frames - 1))), span if settings.channels > 1 else span[0]
 
 
+def listen(path, settings, length, step):
+    """Yield how many seconds a recording should last, then its `spans`. Raises UserError."""
+    with utils.reading(path), utils.open_sound(path) as file:
+        yield file.frames / file.samplerate
+    yield from spans(path, settings, length, step)
+
+
 def sound_to_spectrogram(name, folder, settings):
     """The spectrogram of one sound in `folder`. Raises UserError."""
     return log_mel_spectrogram(convert(utils.read_blocks(Path(folder, name)), settings), settings)
@@ -238,14 +248,18 @@ def load_spectrogram(name, folder, settings):
 
 def rate_of_most(samples, names, n=1000):
     """The sample rate in Hz that most of the sounds have, or most of n of them; of equals the higher."""
-    import soundfile
-    rates = Counter()
-    for name in sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]:  # one sound more moves one at most
-        with contextlib.suppress(soundfile.SoundFileError, OSError, ValueError):
-            rates[min(soundfile.info(Path(samples, name)).samplerate, MAX_RATE)] += 1
+    looked_at = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]  # one sound more moves one at most
+    rates = Counter(min(rate, MAX_RATE) for _, rate, error in utils.work(partial(rate_of, samples), looked_at)
+                    if not error and rate >= utils.RATES[0])
     if not rates:
         raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, as {names[0]}")
     return max(rates, key=lambda rate: (rates[rate], rate))
+
+
+def rate_of(samples, name):
+    path = Path(samples, name)
+    with utils.reading(path), utils.open_sound(path) as file:
+        return file.samplerate
 
 
 def parse_args():
@@ -261,7 +275,7 @@ def parse_args():
         ("hop-length", count, None, "N", "samples between frames (default: 512 at 44.1 kHz)"),
         ("augment", utils.number(int, 0, high=10**5), 0, "N",
          "also N altered copies of each sound, those of augment_data.py, with no sound written"),
-        ("jobs", count, None, "N", "processes (default: one a core, if worth it)"),
+        ("jobs", count, None, "N", "processes (default: one a core)"),
         ("dask", str, None, "ADDRESS", "scheduler of a Dask cluster that does the work instead"))
     augment_data.add_choice(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
@@ -370,13 +384,11 @@ def make_spectrograms(task, names, args):
     to_do = [name for name in names if not task.is_done(name)]
     if former and former != new:
         changes = ", ".join(f"{key} {former.get(key)} -> {new[key]}" for key in new if former.get(key) != new[key])
-        print(f"{task.preproc}: settings changed ({changes}): {len(to_do)} spectrograms are made again")
+        say(f"{task.preproc}: settings changed ({changes}): {len(to_do)} spectrograms are made again")
     if to_do or former != new:
         utils.save_json(mark, {"unfinished": new})
     skipped.unlink(missing_ok=True)
-    sources = [task.origin(name)[0] for name in to_do]
-    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs or utils.jobs_for(task.samples, sources),
-                            args.dask, args.strict)
+    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs, args.dask, args.strict)
     if args.dask:
         tidy(task.preproc, names)  # a worker that was lost may have left a temporary file
     errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
@@ -403,7 +415,7 @@ def main():
                                 args.n_mels, args.n_fft, args.hop_length, args.channels)
     copies = (augment_data.copy_name(name, k) for name in sounds if name == utils.source_of(name)
               for k in range(1, args.augment + 1))
-    print(f"{args.samples}: {len(sounds)} sounds; {settings}")
+    say(f"{args.samples}: {len(sounds)} sounds; {settings}")
     began = time.perf_counter()
     args.preproc.mkdir(parents=True, exist_ok=True)
     with utils.alone_in(args.preproc, f"{args.preproc}: another run is at work there; waiting for its end"):
@@ -414,9 +426,9 @@ def main():
         raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
     seconds, took = sum(done.values()), time.perf_counter() - began
     if done:
-        print(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
-    print(f"{args.preproc}: {len(done)} spectrograms written, {n_kept} kept, {n_removed} removed, "
-          f"{n_bad} sounds skipped; {len(others)} other files left alone")
+        say(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
+    say(f"{args.preproc}: {len(done)} spectrograms written, {n_kept} kept, {n_removed} removed, "
+        f"{n_bad} sounds skipped; {len(others)} other files left alone")
     utils.say_next("train_network.py", samples=args.samples, preproc=args.preproc)
     return n_bad
 

@@ -6,6 +6,7 @@ A sound's name, everywhere in this project, is its path below Samples/, "kick/de
 import argparse
 import contextlib
 import csv
+import inspect
 import itertools
 import json
 import os
@@ -15,7 +16,9 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 import uuid
+from collections import deque
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ import numpy as np
 READABLE = frozenset(".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64".split())
 TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does not know these: never passed over
 SETTINGS_FILE = "settings.json"
+RATES = 100, 10**7  # Hz, the lowest and the highest of sounds: what damaged headers claim takes hours and gigabytes
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
@@ -56,7 +60,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help shows the use)\n")
+        self.exit(2, shown(f"{self.prog}: {message} (--help shows the use)") + "\n")
 
 
 def number(kind, low, high=2**32):
@@ -86,11 +90,16 @@ def run(main):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
         n_bad = main()
+        sys.stdout.flush()
         sys.exit(f"{script}: {n_bad} files skipped, named above" if n_bad else 0)
     except UserError as error:
-        sys.exit(f"{script}: {error}")
+        sys.exit(shown(f"{script}: {error}"))
     except OSError as error:
-        sys.exit(f"{script}: {error.filename or 'file'}: {error.strerror or error}")
+        with contextlib.suppress(OSError):  # it may be standard output that cannot be written to
+            sys.stdout.flush()
+            sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor flushed at the end
+        sys.exit(f"{script}: standard output: {error.strerror or error}")
     except KeyboardInterrupt:
         print(f"\n{script}: stopped; what is written is whole and stays"
               + ", the same command goes on" * (script != "eval_network.py")
@@ -101,80 +110,154 @@ def run(main):
 def say_next(script, **places):
     """Print the command to run next, with those of its places that are not the default ones."""
     flags = ([f"--{name}", str(path)] for name, path in places.items() if str(path) != Parser.PLACES[name][0])
-    print("Next: " + shlex.join(["python", script, *itertools.chain.from_iterable(flags)]))
+    say("Next: " + shlex.join(["python", script, *itertools.chain.from_iterable(flags)]))
+
+
+def shown(text):
+    """Text as a terminal can show it: a name's line breaks, escape sequences and their like as Python writes them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(*lines, file=None):
+    """Print lines at once, names in them as `shown` has them."""
+    for line in lines:
+        print(shown(line), file=file, flush=True)
 
 
 # ---------------------------------------------------------------- much work, item by item
 
-def for_each(function, items, description, jobs=1, cluster=None, strict=False):
-    """Call function on every item, in `jobs` processes of one core each, and show how far it is.
+def for_each(function, items, description, jobs=None, cluster=None, strict=False):
+    """Call function on every item, in processes as `work` does, and show how far it is.
 
-    jobs: -1 for one process a core. cluster: address of a Dask scheduler, whose workers take their place. Returns two
-    dicts in the order of items, item to result and item to UserError, or raises the first of these if `strict`.
+    cluster: address of a Dask scheduler, whose workers take their place. Returns two dicts in the order of items, item
+    to result and item to UserError, or raises the first of these if `strict`.
     """
-    from concurrent.futures import BrokenExecutor
     results, errors = {}, {}
     if not items:
         return results, errors
-    try:
-        for k, result, error in progress(work(function, items, jobs, cluster), items, description):
-            if error and strict:
+    found = work_on_cluster(function, items, cluster) if cluster else work(function, items, jobs)
+    with contextlib.closing(found):
+        for k, result, error in progress(found, items, description):
+            if error and (strict or not isinstance(error, UserError)):
                 raise error
             (errors if error else results)[k] = error or result
-    except BrokenExecutor:  # the system ended a process, or a decoder crashed it
-        raise UserError(f"{description}: expected processes that live, found that one died; what is written stays: "
-                        "run it again, with --jobs 1 to see at which file") from None
     return tuple({items[k]: found[k] for k in sorted(found)} for found in (results, errors))
 
 
-def jobs_for(folder, names, cost=1):
-    """1 where the work would be done before processes have started, else -1: one a core."""
-    # A megabyte takes 12 ms, a file 0.7 ms more, which is 1/16 of it; a copy that is to be made, a megabyte's time.
-    sizes = (os.path.getsize(path) if os.path.isfile(path := Path(folder, name)) else 2**20 for name in names)
-    return 1 if cost * sum(sizes) + 2**16 * len(names) < 2**27 else -1
+def attempt(function, item):
+    """Yield (result, None), or (None, error), of an item; of a generator all that it yields."""
+    try:
+        result = function(item)
+        yield from ((one, None) for one in (result if inspect.isgenerator(result) else [result]))
+    except MemoryError:
+        yield None, UserError(f"{item}: expected to fit into memory, found no more")
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # it may travel to another process
+        yield None, error
 
 
 def attempt_all(function, chunk):
-    results = []
-    for k, item in chunk:
-        try:
-            results.append((k, function(item), None))
-        except UserError as error:
-            results.append((k, None, error))
-    return results
+    return [(k, *found) for k, item in chunk for found in attempt(function, item)]
 
 
-def work(function, items, jobs, cluster):
-    """Yield (k, result, None) or (k, None, UserError) for item k, in the order in which they are done."""
-    if jobs == 1 and not cluster:
+def chunked(items):
+    """Items with their numbers, up to 16 at a time, for short sounds: to hand over a task takes time."""
+    numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
+    return [numbered[start:start + size] for start in range(0, len(numbered), size)]
+
+
+def work(function, items, jobs=None):
+    """Yield (k, result, None) or (k, None, error) for item k, as they are done; of a generator all that it yields.
+
+    jobs: how many processes, in the order of items if one; None: one a core; 0: this one, no other. In others because
+    a damaged sound may crash its decoder, which then takes a process along: that sound is named, the rest done. They
+    run ahead by one chunk: what is read need not be in memory together.
+    """
+    if jobs == 0:
         yield from itertools.chain.from_iterable(attempt_all(function, [pair]) for pair in enumerate(items))
         return
-    numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
-    # Up to 16 at a time, for short sounds: to hand over a task costs a fifth of a millisecond.
-    chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
-    random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
-    if cluster:
-        yield from work_on_cluster(partial(attempt_all, function), chunks, cluster)
-    else:
-        import warnings
+    from multiprocessing.connection import wait
+    chunks, jobs = deque(chunked(items)), jobs or n_cores()
+    if jobs > 1:
+        random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
+    pending, idle, processes, done = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
+    try:
+        while chunks or pending or done:
+            while chunks and len(pending) < jobs:
+                pipe = idle.pop() if idle else start(function, processes)
+                pending[pipe] = deque(chunks.popleft())
+                pipe.send(list(pending[pipe]))
+            yield from done
+            ready = wait(list(pending)) if pending else []
+            done = [message for pipe in ready for message in receive(pipe, pending, idle, chunks)]
+    finally:
+        for pipe in (*pending, *idle):
+            pipe.close()
+        for process in processes:
+            process.join(10)  # until its chunk is done: it may be writing
 
-        import joblib
-        warnings.filterwarnings("ignore", ".*still being processed")  # after Ctrl-C and --strict that is meant
-        # Processes, because threads would wait for one another at the interpreter's lock.
-        with joblib.parallel_config("loky", n_jobs=min(jobs, len(chunks)), inner_max_num_threads=1):
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is for this process
-            results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
-                joblib.delayed(attempt_all)(function, chunk) for chunk in chunks)
-            signal.signal(signal.SIGINT, handler)
-            yield from itertools.chain.from_iterable(results)
+
+def start(function, processes):
+    """The pipe to a new process, added to `processes`, that calls function on what arrives."""
+    import multiprocessing
+    # To fork is quicker by half a second, but unsafe beside the threads that Keras starts, and on macOS.
+    fork = sys.platform == "linux" and "keras" not in sys.modules
+    context = multiprocessing.get_context("fork" if fork else "spawn")
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=serve, args=(other_end, function, [pipe] * fork), daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
+    process.start()
+    signal.signal(signal.SIGINT, handler)
+    other_end.close()
+    processes.append(process)
+    return pipe
 
 
-def work_on_cluster(function, chunks, address):
+def serve(pipe, function, inherited):
+    """Call function on the items of each chunk that arrives, until the pipe is closed at its other end, or ends.
+
+    inherited: that other end, which a fork gets as well: held here, it would never be closed.
+    """
+    for other_end in inherited:
+        other_end.close()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # where decoders chatter about damaged files
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            for k, item in pipe.recv():
+                for result, error in attempt(function, item):
+                    pipe.send((k, result, error, False))
+                pipe.send((k, None, None, True))
+
+
+def receive(pipe, pending, idle, chunks):
+    """What a process says, as a list; if it died, that its item cannot be read: another will do the rest."""
+    try:
+        k, result, error, is_done = pipe.recv()
+    except (EOFError, ConnectionError):
+        (k, item), *rest = pending.pop(pipe)
+        chunks.extendleft([rest] * bool(rest))
+        return [(k, None, UserError(f"{item}: expected a file that can be read, found that it crashes its process, or "
+                                    "takes more memory than there is"))]
+    if not is_done:
+        return [(k, result, error)]
+    pending[pipe].popleft()
+    if not pending[pipe]:
+        del pending[pipe]
+        idle.append(pipe)
+    return []
+
+
+def n_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def work_on_cluster(function, items, address):
     """The same on a Dask cluster. What a lost worker had to do, another does; one that comes later takes part."""
     client = connect(address)
     from distributed import CancelledError, KilledWorker, as_completed
     with contextlib.closing(client):
-        futures = client.map(function, chunks, pure=False)
+        futures = client.map(partial(attempt_all, function), chunked(items), pure=False)
         try:
             for _, results in as_completed(futures, with_results=True):
                 yield from results
@@ -185,7 +268,7 @@ def work_on_cluster(function, chunks, address):
 
 def progress(results, items, description, seconds=10):
     """Yield what `results` yields, (k, ...) of item k, behind a bar; off a terminal with a line every 10 seconds."""
-    total, began, shown, terminal = len(items), time.perf_counter(), time.perf_counter(), sys.stdout.isatty()
+    total, began, told, terminal = len(items), time.perf_counter(), time.perf_counter(), sys.stdout.isatty()
     with bar(description, total) as show:
         for n, result in enumerate(results, 1):
             yield result
@@ -193,9 +276,9 @@ def progress(results, items, description, seconds=10):
             status = f"{rate:.0f} sounds/s" + (f", {clock((total - n) / rate)} left, {folder}" if n < total else "")
             if terminal:
                 show(n, status)
-            elif n == total or time.perf_counter() - shown >= seconds:
-                shown = time.perf_counter()
-                print(f"{description}: {n} of {total}, {status}", flush=True)
+            elif n == total or time.perf_counter() - told >= seconds:
+                told = time.perf_counter()
+                say(f"{description}: {n} of {total}, {status}")
 
 
 def clock(seconds):
@@ -208,9 +291,9 @@ def bar(description, total, transient=False):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[status]}")]
     with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient,
-                  disable=not sys.stdout.isatty()) as shown:
-        task = shown.add_task(description, total=total, status="")
-        yield lambda n, status="": shown.update(task, completed=n, status=status)
+                  disable=not sys.stdout.isatty()) as screen:
+        task = screen.add_task(shown(description), total=total, status="")
+        yield lambda n, status="": screen.update(task, completed=n, status=shown(status))
 
 
 def connect(address):
@@ -232,10 +315,9 @@ def connect(address):
 
 def name_skipped(errors, most=20):
     """Print what was skipped and why, for_each's dict of UserErrors. Returns how many."""
-    for error in list(errors.values())[:most]:
-        print(f"skipped {error}", file=sys.stderr)
+    say(*(f"skipped {error}" for error in list(errors.values())[:most]), file=sys.stderr)
     if len(errors) > most:
-        print(f"and {len(errors) - most} more", file=sys.stderr)
+        say(f"and {len(errors) - most} more", file=sys.stderr)
     return len(errors)
 
 
@@ -267,20 +349,25 @@ def sweep(folder):
 
 
 @contextlib.contextmanager
-def alone_in(folder, waiting=None):
-    """Hold a folder: another process that wants it waits until this one leaves it or ends, and prints `waiting`."""
+def alone_in(folder, waiting=None, shared=False):
+    """Hold a folder: another process that wants it waits until this one leaves it or ends, and prints `waiting`.
+
+    shared: with others that hold it so, to read; where there is no such folder, none is held.
+    """
     try:
         import fcntl
     except ImportError:  # Windows knows no such lock
+        fcntl = None
+    if fcntl is None or (shared and not os.path.isdir(folder)):
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, kind = os.open(folder, os.O_RDONLY), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(waiting or "", end="\n" * bool(waiting), flush=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            say(*[waiting] * bool(waiting))
+            fcntl.flock(descriptor, kind)
         except OSError:  # nor do some network file systems, for a folder
             pass
         yield
@@ -300,7 +387,13 @@ def save_json(path, value):
 
 def save_csv(path, rows):
     with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows(list(map(harmless, row)) for row in rows)
+
+
+def harmless(value):
+    """A table's cell; a name that a spreadsheet would run as a formula ("=...") gets a ' before it."""
+    is_formula = isinstance(value, (str, Path)) and str(value)[:1] in tuple("=+-@\t\r\n")
+    return f"'{value}" if is_formula else value
 
 
 def class_of(name):
@@ -323,11 +416,19 @@ def list_classes(root):
 
 
 def walk(folder, name, above):
-    """Yield the names of the files in `folder` and below; a link back to a folder above ends there."""
+    """Yield the names of the files in `folder` and below; a link back to a folder above ends there.
+
+    A folder that may not be read is named too, with a / at its end.
+    """
     here = os.path.realpath(folder)
     if here in above:
         return
-    for entry in os.scandir(folder):
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        yield f"{name}/"
+        return
+    for entry in entries:
         if not os.path.isdir(entry):
             if os.path.isfile(entry) or not os.path.exists(entry):  # a link to nowhere is for reading to name
                 yield f"{name}/{entry.name}"
@@ -343,9 +444,12 @@ def list_files(root):
 
 
 def is_sound(name):
-    """Whether the extension is a sound's and the file not hidden; whether it lies shows when the file is read."""
+    """Whether the extension is a sound's and the file not hidden; whether it lies shows when the file is read.
+
+    So it does of a folder that may not be read: it may hold sounds.
+    """
     stem, extension = os.path.splitext(os.path.basename(name))
-    return extension.lower() in READABLE | TO_CONVERT and not stem.startswith(".")
+    return name.endswith("/") or (extension.lower() in READABLE | TO_CONVERT and not stem.startswith("."))
 
 
 def find_sounds(samples):
@@ -359,9 +463,11 @@ def find_sounds(samples):
 
 
 def list_spectrograms(preproc):
-    """Sorted names of the sounds whose spectrograms are in `preproc`."""
-    names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
-    return list(filter(is_sound, names))
+    """Sorted names of the sounds whose spectrograms are in `preproc`. Raises UserError where some may not be read."""
+    files = list_files(preproc)
+    if locked := [name for name in files if name.endswith("/")]:
+        raise UserError(f"{preproc}/{locked[0]}: expected a folder that may be read, found one that may not")
+    return list(filter(is_sound, (name.removesuffix(".npy") for name in files if name.endswith(".npy"))))
 
 
 # ---------------------------------------------------------------- sound files
@@ -373,13 +479,15 @@ def reading(path):
     try:
         yield
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
-        if os.path.isfile(path) and not os.access(path, os.R_OK):
-            found = "one that may not be read"
+        if os.path.exists(path) and not os.access(path, os.R_OK):
+            found = f"{'a folder' if os.path.isdir(path) else 'one'} that may not be read"
         elif os.path.isfile(path):
             reason = str(getattr(error, "error_string", error)).rstrip(".")
             found = f"what libsndfile cannot read ({reason}){cure(path)}" if os.path.getsize(path) else "an empty file"
+        elif os.path.isdir(path):
+            found = "a folder"
         else:
-            found = "a folder" if os.path.isdir(path) else "nothing there"
+            found = "a pipe or device" if os.path.exists(path) else "nothing there"
         raise UserError(f"{path}: expected a sound, found {found}") from None
 
 
@@ -396,11 +504,13 @@ def cure(path):
 def read_blocks(path):
     """Yield a sound file in blocks of some seconds and its sample rate: an hour takes no more memory than that.
 
-    Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. Raises UserError for no sound, no sample, NaN or inf.
+    Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. Raises UserError for no sound, no sample, NaN or inf,
+    a rate beyond RATES.
     """
-    import soundfile
-    with reading(path), soundfile.SoundFile(path) as file:
+    with reading(path), open_sound(path) as file:
         n_samples = 0
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise UserError(f"{path}: expected a sample rate of {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}")
         # Read as they are and scaled here, 16-bit samples take a third of the time.
         kind = "int16" if file.subtype == "PCM_16" else "float32"
         while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
@@ -412,3 +522,11 @@ def read_blocks(path):
             yield y, file.samplerate
     if not n_samples:
         raise UserError(f"{path}: expected a sound, found one of no samples")
+
+
+def open_sound(path):
+    """A soundfile.SoundFile, of a file and nothing else: a pipe would be waited for."""
+    import soundfile
+    if not os.path.isfile(path):
+        raise FileNotFoundError(path)
+    return soundfile.SoundFile(path)
