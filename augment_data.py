@@ -277,17 +277,19 @@ def read_names(arguments):
     return sources, len(paths) - len(sources)
 
 
-def write_sound(path, y, info):
-    """Write y [shape=(n_samples, n_channels)] in the format of `info`, a second at a time. Raises UserError.
+def encoded(y, info):
+    """The bytes of a file that holds y [shape=(n_samples, n_channels)] in the format of `info`. Raises UserError.
 
-    libsndfile 1.2.2 crashes where it is given a minute of Ogg Vorbis at once.
+    In memory: of a disk that is full, libsndfile says nothing that helps. A second at a time: libsndfile 1.2.2 crashes
+    where it is given a minute of Ogg Vorbis at once.
     """
     import soundfile
     try:
-        with soundfile.SoundFile(path, "w", info.samplerate, info.channels,
+        with soundfile.SoundFile(data := io.BytesIO(), "w", info.samplerate, info.channels,
                                  info.subtype, info.endian, info.format) as file:
             for start in range(0, len(y), info.samplerate):
                 file.write(y[start:start + info.samplerate])
+        return data.getbuffer()
     except (soundfile.SoundFileError, ValueError) as error:
         raise UserError(f"{info.name}: expected to write a copy of its format ({info.subtype_info}) beside it, "
                         f"found: {error}") from None
@@ -309,9 +311,9 @@ def write_copies(path, n, seed, names, overwrite):
         for k, target in copies.items():
             copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
             with utils.whole_file(target) as temporary:
-                write_sound(temporary, copy, info)
+                temporary.write_bytes(encoded(copy, info))
                 note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: expected to write a copy and its line beside it, found: {error.strerror}") from None
     return len(copies)
 
@@ -326,13 +328,19 @@ def note(path, k, parameters):
     """Add the line of a copy. Raises UserError where the file is another's."""
     log, line = path.parent / LOG, io.StringIO()
     csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
-        {"file": path.name.translate({10: "\\n", 13: "\\r"}), "copy": k, **parameters})  # a line stays a line
+        {"file": utils.harmless(path.name.translate({10: "\\n", 13: "\\r"})), "copy": k, **parameters})
     with utils.alone_in(path.parent), open(log, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
         found = os.fsdecode(file.readline()).strip()
         if found not in (HEADER, ""):
             raise UserError(f"{path}: expected {LOG} beside it to be of copies, found other columns: move it away")
-        file.write(os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}"))
+        try:
+            file.write(os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}"))
+            file.flush()
+        except OSError:  # a full disk takes half a line
+            file.truncate(size)
+            raise
 
 
 def tidy(log):

@@ -13,16 +13,16 @@ import math
 import os
 import platform
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import utils
-from preprocess_data import AMIN, TOP_DB, FeatureSettings, mel_filters, sound_to_spectrogram, spans
+from preprocess_data import AMIN, TOP_DB, FeatureSettings, listen, mel_filters, sound_to_spectrogram
 from train_network import SIDES, find_source, originals, read_spectrograms
-from utils import UserError
+from utils import UserError, say, shown
 
 MOST_LINES = 40  # of the table of classes
 MOST_CURVES = 28  # that colours and dashes can tell apart
@@ -71,10 +71,10 @@ def read_labelled(args, info):
     names = originals(source.names) if args.data else sorted(set(source.names) & set(info["test"]))
     seen = {*info["train"], *info["validation"], *info.get("seen", [])} & set(names)
     if seen:
-        print(f"{source.folder}: training used sounds named as {len(seen)} of these; where they are the same, scores "
-              "say nothing of new sounds")
+        say(f"{source.folder}: training used sounds named as {len(seen)} of these; where they are the same, scores "
+            "say nothing of new sounds")
     elif not args.data and len(names) < len(info["test"]):
-        print(f"{source.folder}: {len(info['test']) - len(names)} of {len(info['test'])} test sounds are not there")
+        say(f"{source.folder}: {len(info['test']) - len(names)} of {len(info['test'])} test sounds are not there")
     spectrograms, n_bad = read_spectrograms(source, names)
     if not spectrograms:
         raise UserError(f"{source.folder}: expected the test sounds of {args.weights}, found none that can be read")
@@ -159,7 +159,7 @@ def new_figure(path, width, height):
 
 def plain(name):
     """A name as Matplotlib shows it to the letter: $ would begin a formula."""
-    return name.replace("$", r"\$")
+    return shown(name).replace("$", r"\$")
 
 
 def plot_roc(path, y, scores, report):
@@ -303,14 +303,14 @@ def describe(info, n_weights, device):
             ("all", *(side.total() for side in sides))]
     width = max(len(row[0]) for row in rows)
     for name, *counts in rows:
-        print(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
+        say(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
     for side, counts in zip(SIDES, sides):
         if counts and (bare := [name for name in info["classes"] if not counts[name]]):
-            print(f"No {side} sound in {', '.join(bare)}; another --seed splits differently")
+            say(f"No {side} sound in {', '.join(bare)}; another --seed splits differently")
     seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
-    print(f"Network: {info['network']}, {n_weights} weights, window {info['n_frames']} frames ({seconds:.2f} s), "
-          f"{device}")
-    print("Recipe: " + ", ".join(f"{key} {value}" for key, value in info["recipe"].items()), flush=True)
+    say(f"Network: {info['network']}, {n_weights} weights, window {info['n_frames']} frames ({seconds:.2f} s), "
+        f"{device}")
+    say("Recipe: " + ", ".join(f"{key} {value}" for key, value in info["recipe"].items()))
 
 
 def scores_of(row):
@@ -352,18 +352,11 @@ def classify(paths, errors, args, network, info):
     import models
     settings, rows = FeatureSettings(**info["features"]), []
     width, name_width = max(map(len, info["classes"])), max((len(str(path)) for path in paths), default=0)
-
-    def read():
-        for path in paths:
-            try:
-                yield path, sound_to_spectrogram(path, "", settings)
-            except UserError as error:
-                errors[path] = error
-
+    heard = utils.done(partial(sound_to_spectrogram, folder="", settings=settings), paths, errors)
     try:
-        for path, scores in models.predict(network, read(), info["temperature"]):
+        for path, scores in models.predict(network, heard, info["temperature"]):
             (guess, sure), (other, less) = ((info["classes"][k], scores[k]) for k in np.argsort(-scores)[:2])
-            print(f"{path!s:{name_width}}  {guess:{width}} {sure:.4f}  {other:{width}} {less:.4f}", flush=True)
+            say(f"{path!s:{name_width}}  {guess:{width}} {sure:.4f}  {other:{width}} {less:.4f}")
             rows.append([path, guess, f"{sure:.6f}", other, f"{less:.6f}"])
     finally:  # stopped, too
         if args.csv:
@@ -372,7 +365,7 @@ def classify(paths, errors, args, network, info):
 
 def flat_name(path):
     """A name for what is written of `path`, of all its folders ("a/b.wav" -> "a_b.wav")."""
-    return "_".join(part for part in path.parts if part.strip("./")) or Path(os.path.abspath(path)).name
+    return "_".join(part for part in path.parts if part.strip("./")) or Path(os.path.abspath(path)).name or "root"
 
 
 def timeline(path, network, info, args):
@@ -381,14 +374,16 @@ def timeline(path, network, info, args):
     guesses = scores.argmax(axis=1)
     names = [info["classes"][k] for k in guesses]
     table, labels, picture = (args.results / f"{flat_name(path)}.{end}" for end in ("csv", "txt", args.format))
+    if len(os.fsencode(table.name)) > 255:
+        raise UserError(f"{path}: expected a name that leaves room in 255 bytes for {table.suffix}, found more")
     rows = zip(times, times[1:], names, scores.max(axis=1))
     utils.save_csv(table, [["start", "end", "class", "probability"],
                            *([f"{start:.3f}", f"{end:.3f}", name, f"{p:.4f}"] for start, end, name, p in rows)])
     starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), len(names)]  # where another class begins
-    utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{' '.join(names[i].split())}\n"
+    utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{shown(' '.join(names[i].split()))}\n"
                                     for i, j in itertools.pairwise(starts)))
     plot_timeline(picture, columns, scores, times, info)
-    print(f"{path}: {times[-1]:.1f} s in {len(names)} steps. Wrote {table}, {labels}, {picture}")
+    say(f"{path}: {times[-1]:.1f} s in {len(names)} steps. Wrote {table}, {labels}, {picture}")
 
 
 def hear(path, network, info, seconds=None):
@@ -397,20 +392,19 @@ def hear(path, network, info, seconds=None):
     Returns the times between the steps [shape=(n_steps + 1,), s], class probabilities [shape=(n_steps, n_classes)], and
     the spectrogram in fewer columns, each the loudest of some frames.
     """
-    import soundfile
-
     import models
     settings, n_frames, ends, scores, columns = FeatureSettings(**info["features"]), info["n_frames"], [0], [], []
     rate = settings.sample_rate / settings.hop_length  # frames a second
     step = max(1, round(seconds * rate)) if seconds else n_frames // 2
-    with utils.reading(path):
-        n_columns = math.ceil(soundfile.info(path).duration * rate)  # a header may lie: for bar and picture alone
+    errors = {}
+    heard = utils.done(partial(listen, settings=settings, length=max(n_frames, step), step=step), [path], errors)
+    n_columns = math.ceil(next(heard, (path, 0))[1] * rate)  # a header may lie: for bar and picture alone
 
     def parts():
         size, margin = 1 + n_columns // MOST_COLUMNS, max(0, n_frames - step) // 2
-        for (start, end), span in spans(path, settings, max(n_frames, step), step):
-            heard = span[..., min(start, margin):][..., :end - start]
-            columns.append(np.maximum.reduceat(heard, range(0, end - start, size), axis=-1))
+        for _, ((start, end), span) in heard:
+            middle = span[..., min(start, margin):][..., :end - start]
+            columns.append(np.maximum.reduceat(middle, range(0, end - start, size), axis=-1))
             yield end, span
 
     with utils.bar(str(path), math.ceil(n_columns / step)) as show:
@@ -418,6 +412,8 @@ def hear(path, network, info, seconds=None):
             ends.append(end)
             scores.append(row)
             show(len(scores))
+    if errors:
+        raise errors[path]
     return np.array(ends) / rate, np.stack(scores), np.concatenate(columns, axis=-1)
 
 
@@ -443,7 +439,7 @@ def export(path, network, info):
         "n_frames": info["n_frames"], "temperature": info["temperature"],
         "normalisation": {"inside_the_network": True, "mean": np.ravel(mean).tolist(),
                           "variance": np.ravel(variance).tolist()}})
-    print(f"Wrote {path}, {path.with_suffix('.json')}")
+    say(f"Wrote {path}, {path.with_suffix('.json')}")
 
 
 # ---------------------------------------------------------------- the command
@@ -456,20 +452,21 @@ def text_of(value):
 def tell(report, mistakes):
     """Print what the numbers say: each class's, the mistakes by name, the surest first, and all in all."""
     width = max(map(len, report["classes"]))
-    print(f"\n{'Class':{width}}  sounds  recall  precision     AUC")
+    say("", f"{'Class':{width}}  sounds  recall  precision     AUC")
     for name, n in report["support"].items():
         recall, precision, auc = (text_of(report[key][name]) for key in ("recall", "precision", "auc"))
-        print(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}"
-              + ("" if n else "  no test sound: counts in no mean"))
-    print(f"\nMistakes: {len(mistakes)}" + (", the surest first" if mistakes else ""))
+        say(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}"
+            + ("" if n else "  no test sound: counts in no mean"))
+    say("", f"Mistakes: {len(mistakes)}" + (", the surest first" if mistakes else ""))
     for name, _, guess, probability, _ in mistakes[:20]:
-        print(f"  {name}: taken for {guess} ({probability:.3f})")
+        say(f"  {name}: taken for {guess} ({probability:.3f})")
     if len(mistakes) > 20:
-        print(f"  and {len(mistakes) - 20} more in mistakes.csv")
-    print(f"\nAccuracy {report['accuracy']:.4f} (95 % interval {{:.4f}} to {{:.4f}}), ".format(*report["accuracy_95"])
-          + f"balanced accuracy {text_of(report['balanced_accuracy'])}, macro AUC {text_of(report['macro_auc'])} on "
-          f"{report['n_test']} sounds\nCalibration error {report['calibration_error']:.4f}, before calibration "
-          f"{report['uncalibrated']['calibration_error']:.4f}")
+        say(f"  and {len(mistakes) - 20} more in mistakes.csv")
+    say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {{:.4f}} to {{:.4f}}), ".format(*report["accuracy_95"])
+        + f"balanced accuracy {text_of(report['balanced_accuracy'])}, macro AUC {text_of(report['macro_auc'])} on "
+        f"{report['n_test']} sounds",
+        f"Calibration error {report['calibration_error']:.4f}, before calibration "
+        f"{report['uncalibrated']['calibration_error']:.4f}")
 
 
 def evaluate(args, network, info):
@@ -495,7 +492,7 @@ def evaluate(args, network, info):
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, scores, report)
     plot_reliability(folder / f"reliability.{args.format}", y, scores, raw, report)
     plot_mistakes(folder / f"mistakes.{args.format}", mistakes, spectrograms, report)
-    print(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures, .{args.format}")
+    say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures, .{args.format}")
     return n_bad
 
 
@@ -511,8 +508,8 @@ def main():
     if not args.sounds:
         return evaluate(args, network, info)
     if args.timeline:
-        done = utils.attempt_all(partial(timeline, network=network, info=info, args=args), enumerate(sounds))
-        errors |= {k: error for k, _, error in done if error}
+        function = partial(timeline, network=network, info=info, args=args)
+        deque(utils.done(function, sounds, errors, jobs=0), maxlen=0)
     else:
         classify(sounds, errors, args, network, info)
     return utils.name_skipped(errors)

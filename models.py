@@ -5,12 +5,14 @@ trained and the sounds of each side of the split. It alone is enough to score a 
 TensorFlow, JAX and PyTorch; the environment variable KERAS_BACKEND chooses.
 """
 import contextlib
+import errno
 import itertools
 import json
 import math
 import os
 import re
 import sys
+import tempfile
 import time
 import zipfile
 from importlib.util import find_spec
@@ -20,8 +22,8 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from preprocess_data import AMIN, TOP_DB
-from utils import UserError, bar, class_of, whole_file
+from preprocess_data import AMIN, TOP_DB, FeatureSettings
+from utils import UserError, bar, class_of, say, whole_file
 
 
 @contextlib.contextmanager
@@ -48,6 +50,11 @@ with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
     from keras import layers
 
 INFO_FILE = "training.json"
+KEPT_OF_EPOCHS = "epoch", "learning_rate", "loss", "accuracy", "seconds", "clips_per_second"
+# What Keras may build of a weights file: the parts of our networks. Others may read files, or run what they bring.
+OURS = frozenset("None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
+                 "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense GlorotUniform Zeros "
+                 "Ones AdamW Adadelta".split())
 MAX_FRAMES = 256  # the longest window, 3 s at 44.1 kHz: longer sounds are seen and scored in several
 
 
@@ -276,13 +283,22 @@ def load_state(weights):
     path = state_path(weights)
     try:
         with np.load(path, allow_pickle=False) as state:
-            return *json.loads(state["said"].tobytes()), [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            info, history = json.loads(state["said"].tobytes())
+            check({"temperature": 1, "seen": []} | info)
+            if not all(isinstance(row[key], (int, float)) for row in history for key in KEPT_OF_EPOCHS):
+                raise ValueError("epochs without numbers")
+            return info, history, [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
+    except Exception as error:  # a damaged archive has many ways to be wrong; pickles in it are not loaded
         raise UserError(f"{path}: expected a training to go on with, found {error}; --fresh starts again") from None
 
 
 def assign(network, values):
-    for variable, value in zip(network.variables + network.optimizer.variables, values, strict=True):
+    """Give network and optimizer the values of their variables. Raises ValueError for others."""
+    variables = network.variables + network.optimizer.variables
+    if [(*v.shape,) for v in variables] != [v.shape
+                                               for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"]:
+        raise ValueError(f"{len(values)} arrays of other shapes")
+    for variable, value in zip(variables, values):
         variable.assign(value)
 
 
@@ -314,9 +330,9 @@ def new_network(spectrograms, info, start):
             raise UserError(f"--weights {start}: expected spectrograms made as for it, {earlier['features']}, "
                             f"found {info['features']}; preprocess with its settings")
         if earlier["classes"] == info["classes"]:
-            print(f"Starts from {start}, of the same classes")
+            say(f"Starts from {start}, of the same classes")
         else:
-            print(f"Starts from {start}: its body is kept, the last layer is new for these {n_classes} classes")
+            say(f"Starts from {start}: its body is kept, the last layer is new for these {n_classes} classes")
             head = layers.Dense(n_classes, activation="softmax", name="head")
             network = keras.Model(network.input, head(network.layers[-2].output))
     compile_for(info["network"], network, recipe)
@@ -371,20 +387,55 @@ def save(network, info, path):
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
 
 
-def load_info(path):  # without the network
+def check(info):
+    """Raise an error, of one kind or another, where info is not such as training saves."""
+    FeatureSettings(**info["features"])
+    lists = [info[key] for key in ("classes", "train", "validation", "test", "seen")]
+    if not (all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+            and len(set(info["classes"])) == len(info["classes"]) > 1 and isinstance(info.get("recipe", {}), dict)
+            and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3 and isinstance(info["n_frames"], int)):
+        raise ValueError("what is told of the training is not what training tells")
+
+
+def load_info(path):
+    """What a weights file tells of its training. Raises errors of many kinds where it is damaged, or another's."""
     with zipfile.ZipFile(path) as archive:
-        return {"temperature": 1, "seen": []} | json.loads(archive.read(INFO_FILE))
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+        info = {"temperature": 1, "seen": []} | json.loads(archive.read(INFO_FILE))
+    check(info)
+    return info
 
 
-def load(path, read=lambda path: (keras.models.load_model(path, compile=False, safe_mode=True), load_info(path))):
-    """The network and the info of a weights file. Raises UserError for a file that is missing or not one."""
+def load_both(path):
+    """The network, of layers as ours and no others, and the info of a weights file. Raises errors of many kinds."""
+    info, kinds = load_info(path), set()
+    with zipfile.ZipFile(path) as archive:
+        json.loads(archive.read("config.json"), object_hook=lambda found: kinds.add(str(found.get("class_name"))))
+    if foreign := kinds - OURS:
+        raise ValueError(f"it holds {', '.join(sorted(foreign))}")
+    network = keras.models.load_model(path, compile=False, safe_mode=True)
+    f = FeatureSettings(**info["features"])
+    shape = (None, *[f.channels] * (f.channels > 1), f.n_mels, info["n_frames"])
+    if (network.input_shape, network.output_shape) != (shape, (None, len(info["classes"]))):
+        raise ValueError(f"a network from {network.input_shape} to {network.output_shape}")
+    return network, info
+
+
+def load(path, read=load_both):
+    """What `read` finds in a weights file. Raises UserError for a file that is missing or not one."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: expected the weights that train_network.py saves, found nothing there")
+        found = "a folder" if Path(path).is_dir() else "nothing there"
+        raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}")
     try:
         return read(path)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # zip, HDF5, JSON and Keras have a kind of their own for each way to be wrong
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # Keras unpacks what it reads
+            error.filename = tempfile.gettempdir()
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UserError(f"{path}: expected the weights that train_network.py saves, found something else "
-                        f"({str(error).splitlines()[0].split('. ')[0]})") from None
+                        f"({reason})") from None
 
 
 def predict(network, sounds, temperature=1.0):

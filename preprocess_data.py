@@ -16,6 +16,7 @@ import math
 import os
 import re
 import time
+import warnings
 import zlib
 from collections import Counter
 from functools import lru_cache, partial
@@ -30,6 +31,7 @@ from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectro
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
+MOST_DB = 1000.0  # of samples below 1e9 it is 540
 MAX_RATE = 10**6  # Hz, of spectrograms
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
@@ -48,6 +50,11 @@ class FeatureSettings:
     n_fft: int  # samples in a window
     hop_length: int  # samples from one frame to the next
     channels: int = 1  # 1: their mean; more: so many are kept
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if type(value) is not int or not 1 <= value <= 2**20:
+                raise ValueError(f"{name} {value!r}")
 
     def __str__(self):
         return (f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, hop_length {self.hop_length}"
@@ -214,7 +221,7 @@ def load_settings(preproc):
         return None
     try:
         return FeatureSettings(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path}: expected settings of finished preprocessing, found none; preprocess again") from None
 
 
@@ -223,7 +230,8 @@ def parse_header(head):
     """The shape, order, type and offset of an array from the first bytes of its .npy file: half the time of loading."""
     file = io.BytesIO(head)
     np.lib.format.read_magic(file)
-    return *np.lib.format.read_array_header_1_0(file), file.tell()
+    with warnings.catch_warnings(action="error"):  # of headers that NumPy would mend
+        return *np.lib.format.read_array_header_1_0(file), file.tell()
 
 
 def load_spectrogram(name, folder, settings):
@@ -234,13 +242,13 @@ def load_spectrogram(name, folder, settings):
             data = file.read()
         shape, by_columns, dtype, offset = parse_header(data[:128])
         array = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if by_columns else "C")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header has many ways to be wrong; what it says is never run
         raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
     expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
     right = array.dtype == np.float32 and array.shape[:-1] == expected and array.size
-    if not right or not np.isfinite(array).all():
+    if not right or not np.abs(array).max() < MOST_DB:
         raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
-                        f"{array.shape}{' with NaN' if right else ''}; remove it and preprocess again")
+                        f"{array.shape}{' with NaN or no decibels' * bool(right)}; remove it and preprocess again")
     return array
 
 
@@ -342,11 +350,16 @@ class Task(NamedTuple):
                 mark = self.stamp(name)  # before the sound is read: what changes meanwhile is seen by the next run
             spectrogram = self.spectrogram(name)
         except UserError:
-            target.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                target.unlink()
             raise
-        with utils.whole_file(target) as path:
-            np.save(path, spectrogram)
-            os.utime(path, ns=(mark, mark))
+        np.save(data := io.BytesIO(), spectrogram)  # NumPy itself does not say that the disk is full
+        try:
+            with utils.whole_file(target) as path:
+                path.write_bytes(data.getbuffer())
+                os.utime(path, ns=(mark, mark))
+        except (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise UserError(f"{target}: expected a place to write to, found: {error.strerror}") from None
         return (spectrogram.shape[-1] - 1) * self.settings.hop_length / self.settings.sample_rate
 
 
@@ -359,7 +372,9 @@ def tidy(preproc, wanted):
     if former and not Path(preproc, SETTINGS_FILE).exists():
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
-    for name in (gone := set(former) - set(wanted)):
+    locked = tuple(name for name in wanted if name.endswith("/"))  # folders of which nothing can be known
+    gone = [name for name in set(former) - set(wanted) if not name.startswith(locked)]
+    for name in gone:
         Path(preproc, name + ".npy").unlink()
     for folder, subfolders, files in os.walk(preproc, topdown=False):
         for name in filter(utils.TEMPORARY.fullmatch, files):
@@ -379,8 +394,8 @@ def make_spectrograms(task, names, args):
     mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
     n_removed = tidy(task.preproc, names)
     former, new = {}, dataclasses.asdict(task.settings)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # of the last run, finished or not
-        former = (found := json.loads(mark.read_text())).get("unfinished", found)
+    with contextlib.suppress(Exception):  # of the last run, finished or not
+        former = dict((found := json.loads(mark.read_text())).get("unfinished", found))
     to_do = [name for name in names if not task.is_done(name)]
     if former and former != new:
         changes = ", ".join(f"{key} {former.get(key)} -> {new[key]}" for key in new if former.get(key) != new[key])
@@ -393,7 +408,8 @@ def make_spectrograms(task, names, args):
         tidy(task.preproc, names)  # a worker that was lost may have left a temporary file
     errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
     for class_name in list_classes(task.samples):  # an empty class is for training to name
-        Path(task.preproc, class_name).mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # that its sounds could not be written is said
+            Path(task.preproc, class_name).mkdir(exist_ok=True)
     if done or len(to_do) < len(names):
         utils.save_json(mark, new)
     if errors:

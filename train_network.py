@@ -23,7 +23,7 @@ import numpy as np
 import preprocess_data
 import utils
 from preprocess_data import FeatureSettings, load_settings, load_spectrogram, sound_to_spectrogram
-from utils import UserError, class_of, source_of
+from utils import UserError, class_of, say, source_of
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.15  # the latter of the sounds that are not for testing
 SIDES = "train", "validation", "test"
@@ -38,28 +38,33 @@ class Source(NamedTuple):
     classes: list  # names of the class folders, sorted
     settings: FeatureSettings
     read: Callable  # (name, folder, settings) -> spectrogram
+    lock: contextlib.ExitStack  # while it is open, preprocessing waits
 
 
 def find_source(samples, preproc, settings=None):
     """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
+    lock = contextlib.ExitStack()
+    waiting = f"{preproc}: preprocessing is at work there; waiting for its end"
+    lock.enter_context(utils.alone_in(preproc, waiting, shared=True))
     kept = load_settings(preproc)
     if kept is not None and settings in (None, kept):
-        return Source(preproc, utils.list_spectrograms(preproc), utils.list_classes(preproc), kept, load_spectrogram)
+        names = utils.list_spectrograms(preproc)
+        return Source(preproc, names, utils.list_classes(preproc), kept, load_spectrogram, lock)
     if kept is not None and samples == preproc:
         raise UserError(f"{preproc}: expected spectrograms made with {settings}, found {kept}")
     if kept is not None:
-        print(f"{preproc}: made with other settings than the weights; reading {samples} instead")
+        say(f"{preproc}: made with other settings than the weights; reading {samples} instead")
     names, _ = utils.find_sounds(samples)
     settings = settings or preprocess_data.default_settings(preprocess_data.rate_of_most(samples, names))
-    return Source(samples, names, utils.list_classes(samples), settings, sound_to_spectrogram)
+    return Source(samples, names, utils.list_classes(samples), settings, sound_to_spectrogram, lock)
 
 
 class Streamed(dict):
     """Spectrograms by name that do not fit into memory together: each is read by read(name) when it is asked for."""
 
-    def __init__(self, names, read):
+    def __init__(self, names, read, lock):
         super().__init__(names)
-        self.read = read
+        self.read, self.lock = read, lock
 
     def __getitem__(self, name):
         return self.read(name)
@@ -85,10 +90,12 @@ def read_spectrograms(source, names, memory=None):
     n_bytes = sum(map(os.path.getsize, filter(os.path.isfile, files)))
     held = n_bytes <= (memory or half_of_memory())
     found, errors = utils.for_each(read if held else lambda name: read(name).shape, names, f"Reading {source.folder}",
-                                   1 if files else utils.jobs_for(source.folder, names))
-    print(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
-          + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
-    return found if held else Streamed(found, read), utils.name_skipped(errors)
+                                   jobs=0 if files else None)
+    if held:
+        source.lock.close()
+    say(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
+        + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
+    return found if held else Streamed(found, read, source.lock), utils.name_skipped(errors)
 
 
 # ---------------------------------------------------------------- the split
@@ -241,7 +248,8 @@ def train(spectrograms, info, args):
     history = resume(network, info, args)
     board = models.tensorboard(args.tensorboard, network) if args.tensorboard and host == 0 else None
     if host == 0:
-        utils.sweep(args.save.parent)
+        for folder in {args.save.parent, args.results}:
+            utils.sweep(folder)
         eval_network.describe(info, network.count_params(), models.backend_and_device(network))
         models.save_state(args.save, network, info, history)
     while len(history) < plan(history, recipe)[1]:
@@ -260,8 +268,8 @@ def train(spectrograms, info, args):
         best = chosen(history, recipe)
         eval_network.plot_curves(args.results / CURVES, history, best + 1)
         models.state_path(args.save).unlink(missing_ok=True)
-        print(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
-        print(f"Training took {time.monotonic() - began:.0f} s")
+        say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}",
+            f"Training took {time.monotonic() - began:.0f} s")
 
 
 def resume(network, info, args):
@@ -275,8 +283,12 @@ def resume(network, info, args):
     elif args.save.exists():  # stopped in its first epoch; these are of the same training or of an earlier one
         refuse_other(args.save, models.load(args.save, models.load_info), info)
     if history and args.save.exists():
-        models.assign(network, variables)
-        print(f"Goes on after epoch {len(history)} of the training that was stopped")
+        try:
+            models.assign(network, variables)
+        except ValueError as error:
+            raise UserError(f"{models.state_path(args.save)}: expected a training to go on with, found {error}; "
+                            "--fresh starts again") from None
+        say(f"Goes on after epoch {len(history)} of the training that was stopped")
         return history
     return []
 
@@ -302,8 +314,8 @@ def keep(network, info, history, args):
     utils.save_csv(args.results / LOG, [row, *(r.values() for r in history)])  # its columns named as Keras names them
     models.save_state(args.save, network, info, history)
     left = (end - len(history)) * sum(r["seconds"] for r in history) / len(history)
-    print(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
-          f"{utils.clock(left)} left{'  saved' * is_kept}", flush=True)
+    say(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
+        f"{utils.clock(left)} left{'  saved' * is_kept}")
     if row["epoch"] % 5 == 1 or row["seconds"] > 10:  # a drawing takes half a second
         eval_network.plot_curves(args.results / CURVES, history, kept + 1)
 
@@ -356,7 +368,7 @@ def forget_seen(sides, earlier, groups):
     known = {group_of(name, groups) for name in seen}
     unseen = [name for name in sides["test"] if group_of(name, groups) not in known]
     if n_seen := len(sides["test"]) - len(unseen):
-        print(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
+        say(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
     return sides | {"test": unseen, "seen": sorted(seen)}
 
 
@@ -368,16 +380,17 @@ def main():
     spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
     check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
     if source.folder == args.samples:
-        print(f"Computed in {time.perf_counter() - began:.1f} s; python preprocess_data.py keeps them")
+        say(f"Computed in {time.perf_counter() - began:.1f} s; python preprocess_data.py keeps them")
     elif args.samples.is_dir():
         new = set(filter(utils.is_sound, utils.list_files(args.samples))) - set(source.names)
-        print(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
-              "preprocess_data.py adds new ones\n" * bool(new), end="")
+        if new:
+            say(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
+                "preprocess_data.py adds new ones")
     sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups)))
     if loose := args.groups and [name for name in spectrograms if group_of(name, args.groups) == source_of(name)]:
-        print(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
+        say(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
     if n_unused := len(spectrograms) - sum(map(len, sides.values())):
-        print(f"{n_unused} copies of validation and test sounds stay unused")
+        say(f"{n_unused} copies of validation and test sounds stay unused")
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     if args.weights:
         earlier = models.load(args.weights, models.load_info)
@@ -390,7 +403,7 @@ def main():
             "seen": [], **sides}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
         refuse_other(args.save, models.load(args.save, models.load_info), info)
-        print(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
+        say(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
     else:
         with models.naming_memory(info["recipe"]["batch_size"]):
             train(spectrograms, info, args)

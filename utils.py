@@ -90,16 +90,13 @@ def run(main):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
         n_bad = main()
-        sys.stdout.flush()
         sys.exit(f"{script}: {n_bad} files skipped, named above" if n_bad else 0)
     except UserError as error:
         sys.exit(shown(f"{script}: {error}"))
+    except MemoryError:
+        sys.exit(f"{script}: expected what fits into memory, found more; what is written is whole and stays")
     except OSError as error:
-        with contextlib.suppress(OSError):  # it may be standard output that cannot be written to
-            sys.stdout.flush()
-            sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}"))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor flushed at the end
-        sys.exit(f"{script}: standard output: {error.strerror or error}")
+        sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         print(f"\n{script}: stopped; what is written is whole and stays"
               + ", the same command goes on" * (script != "eval_network.py")
@@ -120,8 +117,13 @@ def shown(text):
 
 def say(*lines, file=None):
     """Print lines at once, names in them as `shown` has them."""
-    for line in lines:
-        print(shown(line), file=file, flush=True)
+    try:
+        for line in lines:
+            print(shown(line), file=file, flush=True)
+    except OSError as error:  # a full disk, or a reader that has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails once more at its end
+        error.filename = "standard output"
+        raise
 
 
 # ---------------------------------------------------------------- much work, item by item
@@ -195,6 +197,18 @@ def work(function, items, jobs=None):
             pipe.close()
         for process in processes:
             process.join(10)  # until its chunk is done: it may be writing
+
+
+def done(function, items, errors, jobs=1):
+    """Yield (item, result) as `work` has them; UserErrors go into the dict `errors`, others are raised."""
+    with contextlib.closing(work(function, items, jobs)) as found:
+        for k, result, error in found:
+            if error and not isinstance(error, UserError):
+                raise error
+            if error:
+                errors[items[k]] = error
+            else:
+                yield items[k], result
 
 
 def start(function, processes):

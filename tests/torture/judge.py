@@ -1,0 +1,77 @@
+"""Read damaged files one by one, as the scripts do, and say of each: read, or named in a line, or what went wrong.
+
+    python judge.py KIND FOLDER FILE ...
+
+KIND: spectrograms, settings, weights or state. FOLDER: an undamaged training. One JSON line a file, as it is done.
+"""
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import preprocess_data
+from utils import UserError, shown
+
+
+def read_spectrogram(path, settings):
+    name = Path(path)
+    preprocess_data.load_spectrogram(name.stem, name.parent, settings)
+
+
+def read_settings(path):
+    found = preprocess_data.load_settings(Path(path).parent)
+    preprocess_data.mel_filters(found.sample_rate, found.n_mels, found.n_fft)
+
+
+def use_weights(path, spectrogram):
+    import models
+    network, info = models.load(path)
+    (_, scores), = models.predict(network, [("sound", spectrogram)], info["temperature"])
+    assert scores.shape == (len(info["classes"]),)
+
+
+def go_on(path, network):
+    """As train_network.resume does."""
+    import models
+    _, _, variables = models.load_state(path)
+    try:
+        models.assign(network, variables)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def reader(kind, folder):
+    if kind == "settings":
+        return read_settings
+    settings = preprocess_data.load_settings(folder / "Preproc")
+    name = next(folder.glob("Preproc/*/*.npy"))
+    if kind == "spectrograms":
+        return lambda path: read_spectrogram(path, settings)
+    import models
+    if kind == "weights":
+        spectrogram = np.load(name)
+        return lambda path: use_weights(path, spectrogram)
+    network, info = models.load(folder / "weights.keras")
+    models.compile_for(info["network"], network, info["recipe"])
+    return lambda path: go_on(Path(path).with_name(Path(path).name.replace(".unfinished.npz", ".keras")), network)
+
+
+def judge(read, path):
+    try:
+        with warnings.catch_warnings(action="error"):
+            read(path)
+    except UserError as error:
+        return "named" if Path(path).name[:5] in shown(error) else f"not named: {error}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "read"
+
+
+if __name__ == "__main__":
+    read = reader(sys.argv[1], Path(sys.argv[2]))
+    for path in sys.argv[3:]:
+        print(json.dumps([path, judge(read, path)]), flush=True)
