@@ -18,9 +18,12 @@ test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -n 2 tests
 
+torture: .venv/installed  ## what is kept when all goes wrong, 15 minutes; ARGS="--seconds 3600 --seed 1" for longer
+	.venv/bin/python tests/torture $(ARGS)
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2024.1' 'jax>=0.5' 'tensorboard>=2.19' 'onnx>=1.17' 'tf2onnx>=1.16' 'onnxruntime>=1.20'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2026.1' 'jax>=0.5' 'tensorboard>=2.21' 'onnx>=1.22' 'tf2onnx>=1.16' 'onnxruntime>=1.24'
 	touch $@
 
-.PHONY: bench demo test
+.PHONY: bench demo test torture

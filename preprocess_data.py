@@ -257,8 +257,7 @@ def load_spectrogram(name, folder, settings):
 def rate_of_most(samples, names, n=1000):
     """The sample rate in Hz that most of the sounds have, or most of n of them; of equals the higher."""
     looked_at = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]  # one sound more moves one at most
-    rates = Counter(min(rate, MAX_RATE) for _, rate, error in utils.work(partial(rate_of, samples), looked_at)
-                    if not error and rate >= utils.RATES[0])
+    rates = Counter(min(rate, MAX_RATE) for _, rate in utils.done(partial(rate_of, samples), looked_at, {}))
     if not rates:
         raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, as {names[0]}")
     return max(rates, key=lambda rate: (rates[rate], rate))

@@ -523,8 +523,6 @@ def read_blocks(path):
     """
     with reading(path), open_sound(path) as file:
         n_samples = 0
-        if not RATES[0] <= file.samplerate <= RATES[1]:
-            raise UserError(f"{path}: expected a sample rate of {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}")
         # Read as they are and scaled here, 16-bit samples take a third of the time.
         kind = "int16" if file.subtype == "PCM_16" else "float32"
         while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
@@ -539,8 +537,11 @@ def read_blocks(path):
 
 
 def open_sound(path):
-    """A soundfile.SoundFile, of a file and nothing else: a pipe would be waited for."""
+    """A soundfile.SoundFile, of a file and nothing else: a pipe would be waited for. Raises UserError for odd rates."""
     import soundfile
     if not os.path.isfile(path):
         raise FileNotFoundError(path)
-    return soundfile.SoundFile(path)
+    file = soundfile.SoundFile(path)
+    if RATES[0] <= file.samplerate <= RATES[1]:
+        return file
+    raise UserError(f"{path}: expected a sample rate of {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}")

@@ -174,8 +174,7 @@ def compare_commands(n_files=10000):
     one, all_cores, first = np.transpose(rounds)
     median_of(f"whole command, {n_files} sounds, --jobs 1", "s", one)
     median_of(f"whole command, {n_files} sounds, {os.cpu_count()} cores", "s", all_cores, one, " the speed of --jobs 1")
-    median_of("start to first file, all cores", "s", first)
-    median_of("start to first file, little work", "s", [preprocess("--samples", "Samples")[1] for _ in range(ROUNDS)])
+    median_of("start to first file", "s", first)
 
 
 def check_unchanged(n_files=20000):

@@ -1,6 +1,7 @@
 """What the tests share: small sets of sounds, and the scripts run as a user runs them."""
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
+import utils
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 8000  # Hz
@@ -64,15 +67,27 @@ def read_scores(folder):
     return read_table(folder / "scores.csv")
 
 
+def made_once(tmp_path_factory, name, make):
+    """The folder `name` of this run of the tests, in which the first process that wants it has called make(folder)."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with utils.alone_in(base):
+        if not (base / name).exists():
+            (base / name).mkdir()
+            make(base / name)
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A folder in which the four scripts were run; tests look, and copy what they change."""
-    folder = write_sounds(tmp_path_factory.mktemp("trained"))
-    run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
-    run("preprocess_data.py", cwd=folder)
-    (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
-    (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
-    return folder
+    def make(folder):
+        write_sounds(folder)
+        run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
+        run("preprocess_data.py", cwd=folder)
+        (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
+        (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture

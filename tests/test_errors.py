@@ -1,15 +1,17 @@
 """A user's mistake gets one line that names the path, what was expected and what was found."""
 import shutil
-import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, one_line, run, write_sounds
 
-import models
+import train_network
+import utils
+from utils import UserError
 
 
 @pytest.mark.parametrize("script", ["preprocess_data.py", "train_network.py"])
@@ -68,21 +70,24 @@ def test_flag_that_makes_no_sense(flag, value, sounds):
     assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
 
 
-def test_weights_missing_or_something_else(sounds):
+def test_weights_missing_or_something_else(sounds, evaluate):
     assert "weights.keras: expected the weights that train_network.py saves, found nothing" in one_line(
         "eval_network.py", cwd=sounds)
-    (sounds / "weights.keras").write_text("not a zip file")
-    assert "weights.keras: expected the weights" in one_line("eval_network.py", cwd=sounds)
+    for text in ("", "not a zip file"):
+        (sounds / "weights.keras").write_text(text)
+        with pytest.raises(UserError, match=r"weights.keras: expected the weights .*, found something else \(.+\)"):
+            evaluate(sounds)
 
 
-def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds):
+def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds, evaluate):
     shutil.copy(trained / "weights.keras", sounds)
     for name in ("low", "middle", "high"):
         (sounds / "Samples" / name).rename(sounds / "Samples" / name[0])
-    line = one_line("eval_network.py", cwd=sounds)
-    assert "expected weights for the classes in Samples/, h, l, m; found weights for high, low, middle" in line
+    with pytest.raises(UserError, match="the classes in Samples/, h, l, m; found weights for high, low, middle"):
+        evaluate(sounds)
     shutil.rmtree(sounds / "Samples")
-    assert "Samples: expected a folder" in one_line("eval_network.py", cwd=sounds)
+    with pytest.raises(UserError, match="Samples: expected a folder"):
+        evaluate(sounds)
 
 
 def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
@@ -98,15 +103,26 @@ def test_training_that_diverges_says_so_and_leaves_earlier_weights_alone(sounds)
     assert "weights.keras: expected a finite loss" in line and (sounds / "weights.keras").read_bytes() == b"earlier"
 
 
-def test_interrupted_training_leaves_whole_weights(sounds):
-    process = subprocess.Popen([sys.executable, ROOT / "train_network.py"], cwd=sounds, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while "saved" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; what is written is whole" in errors and "Traceback" not in errors
-    assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "low", "middle"]
+def test_training_waits_while_preprocessing_is_at_work_and_says_so(sounds, capsys):
+    run("preprocess_data.py", cwd=sounds)
+    with ThreadPoolExecutor() as pool:
+        with utils.alone_in(sounds / "Preproc"):
+            source = pool.submit(train_network.find_source, sounds / "Samples", sounds / "Preproc")
+            with pytest.raises(TimeoutError):
+                source.result(timeout=0.5)
+            assert "Preproc: preprocessing is at work there; waiting for its end" in capsys.readouterr().out
+            (sounds / "Preproc/low/00.wav.npy").unlink()
+        assert len(source.result().names) == 29
+
+
+def test_preprocessing_waits_while_training_reads(sounds):
+    run("preprocess_data.py", cwd=sounds)
+    source = train_network.find_source(sounds / "Samples", sounds / "Preproc")
+    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py"], cwd=sounds, text=True,
+                               stdout=subprocess.PIPE)
+    assert "30 sounds" in process.stdout.readline() and "waiting for its end" in process.stdout.readline()
+    train_network.read_spectrograms(source, source.names)
+    assert "30 kept" in process.communicate(timeout=60)[0]
 
 
 def test_sounds_that_preprocessing_has_not_seen_are_pointed_out(sounds):

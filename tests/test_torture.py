@@ -1,11 +1,16 @@
 """A few tries of each fault of `make torture`."""
+import sys
+
 import pytest
-from faults import BATCH, FAULTS, try_one
+from conftest import made_once
+from faults import BATCH, FAULTS, prepare, try_one
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="permissions, limits and pipes as Linux has them")
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("torture")
+    return made_once(tmp_path_factory, "torture", prepare)
 
 
 @pytest.mark.parametrize("name, number", [

@@ -125,10 +125,11 @@ def write_set(folder, n=4, n_classes=5):
     return folder
 
 
-@functools.cache
 def undisturbed(place, kind):
     """A folder in which nothing was disturbed: what the disturbed ones must come to."""
     folder = place / f"undisturbed {kind}"
+    if folder.exists():
+        return folder
     write_set(folder)
     if kind == "augmented":
         run("augment_data.py", 3, *sounds_of(folder), cwd=folder)
@@ -251,7 +252,7 @@ def two_at_once(place, folder, rng):
     out, _ = end(start("train_network.py", "--epochs", 1, *SMALL, cwd=folder), 0)
     end(first, 0)
     n_mels = {np.load(path).shape[0] for path in folder.glob("Preproc/*/*.npy")}
-    assert n_mels == {64} and re.search("20 spectrograms|skipped", out) and ("waiting" in out or "96 mels" in out), out
+    assert n_mels == {64} and "Preproc: 20 spectrograms, " in out, out
 
 
 # ---------------------------------------------------------------- the disk is full
@@ -335,7 +336,7 @@ def full_train(place, folder, rng):
 @fault("disk full at a random byte: eval", 20)
 def full_eval(place, folder, rng):
     whole = undisturbed(place, "trained")
-    n_bytes = sum(map(len, files_of(whole / "Results").values())) + rng.randrange(2**18)
+    n_bytes = sum(len(data) + 4096 for data in files_of(whole / "Results").values()) + rng.randrange(2**18)
     with full_disk(folder / "Results", n_bytes, rng) as before:
         copy_of(whole / "Results", folder / "Results")
         places = [part for name in ("Preproc", "Samples") for part in (f"--{name.lower()}", whole / name)]
@@ -477,11 +478,11 @@ def no_listener(folder):
         "preprocess_data.py: standard output: No space left on device\n"), result
 
 
-LOCKS = [lock_preproc, lock_class_of_preproc, lock_sounds, lock_class, lock_all, lock_weights, folders_for_files,
-         files_for_folders, dangling_links, pipes, no_listener]
+LOCKS = [lock_preproc, lock_class_of_preproc, lock_class, no_listener, lock_sounds, lock_weights, lock_all,
+         folders_for_files, files_for_folders, dangling_links, pipes]
 
 
-@fault("read-only folders, no permission, a folder for a file, dangling links", len(LOCKS), len(LOCKS))
+@fault("read-only folders, no permission, a folder for a file, dangling links", len(LOCKS), 5)
 def locked(place, folder, rng):
     """Each of LOCKS in its turn."""
     whole = undisturbed(place, "trained")
@@ -544,7 +545,7 @@ def measured(script, *args, cwd):
 
 @fault("damaged sounds: preprocess, augment and eval read each, or name it", 2000, 60)
 def damaged_sounds(place, folder, rng):
-    n = min(250, rng.room)
+    n = rng.room
     names = set(write_damaged(folder, n, rng))
     measured("preprocess_data.py", "--sample-rate", 44100, cwd=folder)
     table = folder / "Preproc/skipped.csv"
@@ -569,20 +570,24 @@ def damaged_sounds(place, folder, rng):
 KINDS = {"spectrograms": 0.45, "settings": 0.15, "weights": 0.25, "state": 0.15}  # shares of the tries
 
 
-@functools.cache
 def originals(place):
     """The bytes of the file of each kind that is to be damaged, and its name."""
-    whole = undisturbed(place, "trained")
-    stopped = copy_of(whole, place / "stopped")
+    whole, stopped = undisturbed(place, "trained"), place / "stopped"
+    if not stopped.exists():
+        stop_training(copy_of(whole, stopped))
+    paths = {"spectrograms": sorted(whole.glob("Preproc/*/*.npy"))[0], "settings": whole / "Preproc/settings.json",
+             "weights": whole / "weights.keras", "state": stopped / "weights.unfinished.npz"}
+    return {kind: path.read_bytes() for kind, path in paths.items()}
+
+
+def stop_training(folder):
+    """Train until the first state with an epoch is saved."""
     code = ("import os, sys; sys.path.insert(0, sys.argv.pop(1)); import models, train_network, utils\n"
             "save = models.save_state\n"
             "models.save_state = lambda *args: (save(*args), os._exit(0) if args[3] else None)\n"
             "utils.run(train_network.main)")
-    subprocess.run([sys.executable, "-c", code, ROOT, "--epochs", "3", *SMALL, "--fresh"], cwd=stopped, check=True,
+    subprocess.run([sys.executable, "-c", code, ROOT, "--epochs", "3", *SMALL, "--fresh"], cwd=folder, check=True,
                    capture_output=True)
-    paths = {"spectrograms": sorted(whole.glob("Preproc/*/*.npy"))[0], "settings": whole / "Preproc/settings.json",
-             "weights": whole / "weights.keras", "state": stopped / "weights.unfinished.npz"}
-    return {kind: path.read_bytes() for kind, path in paths.items()}
 
 
 def write_damaged_file(kind, k, folder, place, rng):
@@ -597,7 +602,7 @@ def write_damaged_file(kind, k, folder, place, rng):
 
 @fault("damaged .npy, settings, weights and states: read, or named in one line", 500, 60)
 def damaged_files(place, folder, rng):
-    n = min(100, rng.room)
+    n = rng.room
     for kind, share in KINDS.items():
         paths = [write_damaged_file(kind, k, folder, place, rng) for k in range(max(1, round(share * n)))]
         judge = subprocess.Popen([sys.executable, ROOT / "tests/torture/judge.py", kind, undisturbed(place, "trained"),
@@ -622,7 +627,7 @@ class Bomb:
         return open, (self.path, "w")
 
 
-@fault("pickles, and layers that run code: never run", 6, 6)
+@fault("pickles, and layers that run code: never run", 6)
 def pickles(place, folder, rng):
     whole, bomb = undisturbed(place, "trained"), folder / "ran"
     copy_of(whole, folder)
@@ -662,8 +667,8 @@ NAMES = ["line\nbreak", "\x1b[31mred\x1b]0;title\x07", "-rf", "--help", "=1+1", 
 FORMULA = re.compile(r"[=+@\t\r\n]|-[^0-9]")
 
 
-def assert_fit_to_show(text, name):
-    assert all(c.isprintable() or c == "\n" for c in text), f"{name!r} is shown raw: {text!r}"
+def assert_fit_to_show(text):
+    assert all(c.isprintable() or c == "\n" for c in text), f"shown raw: {text!r}"
 
 
 def assert_no_formula(folder):
@@ -673,26 +678,24 @@ def assert_no_formula(folder):
         assert not (bad := [cell for cell in cells if FORMULA.match(cell or "")]), f"{path.name}: {bad}"
 
 
-@fault("hostile names of classes, files and folders", len(NAMES), 3)
+@fault("hostile names: 24, each of a class and of files", 4)
 def hostile_names(place, folder, rng):
-    name, inner = NAMES[rng.number % len(NAMES)], folder / "inner"
-    inner.mkdir()
-    for class_name in (name, "other"):
+    classes, inner = NAMES[rng.number % 4::4], folder / "inner"
+    for n, class_name in enumerate(classes):
         (inner / "Samples" / class_name).mkdir(parents=True)
-        for k in range(5):
-            y = tone(np.random.default_rng(k), 300 if class_name == name else 900)
-            soundfile.write(inner / "Samples" / class_name / f"{name}{k}.wav", y, SAMPLE_RATE)
-    (inner / "Samples" / name / f"{name}.wav").write_text("no sound")
-    (inner / "Samples" / name / f"{name}.m4a").write_text("no sound")
-    before, said = files_of(folder).keys(), []
+        for k, name in enumerate(classes):
+            write_tone(inner / "Samples" / class_name / f"{name}{k}.wav", 200 + 200 * n, np.random.default_rng(k), 0.4)
+    for suffix in (".wav", ".m4a"):
+        (inner / "Samples" / classes[0] / f"{classes[1]}{suffix}").write_text("no sound")
+    before, name = files_of(folder).keys(), classes[0]
     for script, *args in (["augment_data.py", 1, *sounds_of(inner)], ["preprocess_data.py"],
                           ["train_network.py", "--epochs", 2, *SMALL], ["eval_network.py"],
                           ["eval_network.py", "--csv", "new.csv", "Samples"],
-                          ["eval_network.py", "--timeline", f"Samples/{name}/{name}0.wav", "Samples/gone/\x1b"],
+                          ["eval_network.py", "--timeline", f"Samples/{name}/{name}0.wav", f"Samples/{classes[-1]}",
+                           "Samples/gone/\x1b"],
                           ["eval_network.py", "--data", "../inner/Samples"]):
         out, err = run(script, *args, cwd=inner, statuses=(0, 1))
-        said.append(out + err)
-        assert_fit_to_show(said[-1], name)
+        assert_fit_to_show(out + err)
         assert len(err.splitlines()) <= 4, err
     assert_no_formula(inner)
     outside = [path for path in files_of(folder).keys() - before if not path.startswith("inner/")]
@@ -700,14 +703,14 @@ def hostile_names(place, folder, rng):
     assert (inner / "Results/roc_curves.png").exists() and (inner / "Results/inner_Samples/metrics.json").exists()
 
 
-@fault("weights that name files elsewhere, flags with escape sequences", 2, 2)
+@fault("weights that name files elsewhere, flags with escape sequences", 2)
 def hostile_weights(place, folder, rng):
     whole = undisturbed(place, "trained")
     copy_of(whole, folder / "inner")
     if rng.number % 2:
         err = refused("eval_network.py", "--weights", "\x1b[31m.keras", "--samples", "a\nb", cwd=folder)
         err += refused("train_network.py", "--\x1b[31m", cwd=folder)
-        return assert_fit_to_show(err, "a flag")
+        return assert_fit_to_show(err)
     with zipfile.ZipFile(whole / "weights.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     info = json.loads(members["training.json"])
@@ -779,11 +782,11 @@ def tiny_files(folder, n=100_000):
 
 
 HEADER = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 196, b"WAVEfmt ", 16, 1, 1, 8000, 16000, 2, 16, b"data", 160)
-ODD = [thousand_classes, lonely_sounds, identical_sounds, silent_sounds, tiny_files]
+ODD = [lonely_sounds, silent_sounds, thousand_classes, tiny_files, identical_sounds]
 FEW = {thousand_classes: 30, tiny_files: 300}  # of the large ones, in `make test`
 
 
-@fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD), len(ODD))
+@fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD), 3)
 def odd_sets(place, folder, rng):
     kind = ODD[rng.number % len(ODD)]
     kind(folder, *[FEW[kind]] if rng.short and kind in FEW else [])

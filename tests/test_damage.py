@@ -1,0 +1,158 @@
+"""What damaged and hostile files once did, each as the small case that it comes down to."""
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import run
+
+import models
+import preprocess_data
+import utils
+from preprocess_data import FeatureSettings, load_spectrogram, sound_to_spectrogram
+from utils import UserError
+
+SETTINGS = FeatureSettings(8000, 4, 64, 16)
+
+
+# ---------------------------------------------------------------- sounds
+
+def with_rate(path, rate, n=200):
+    soundfile.write(path, 0.5 * np.sin(np.arange(n)), 8000)
+    data = bytearray(path.read_bytes())
+    data[24:28] = struct.pack("<I", rate)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("rate", [0, 1, 99, 10**7 + 1, 2**31 - 1])
+def test_rate_that_no_sound_has_is_refused_and_takes_no_memory(tmp_path, rate):
+    path = with_rate(tmp_path / "a.wav", rate)
+    with pytest.raises(UserError, match=r"a\.wav: expected a s"):
+        sound_to_spectrogram("a.wav", tmp_path, SETTINGS)
+    assert preprocess_data.rate_of_most(tmp_path, ["a.wav", with_rate(tmp_path / "b.wav", 8000).name]) == 8000
+    assert path.exists()
+
+
+def test_sound_of_few_hertz_is_resampled_in_parts(tmp_path, monkeypatch):
+    with_rate(tmp_path / "a.wav", 100)
+    whole = sound_to_spectrogram("a.wav", tmp_path, SETTINGS)
+    monkeypatch.setattr(utils, "READ_SAMPLES", 1000)
+    assert whole.shape == (4, 1001) and np.array_equal(sound_to_spectrogram("a.wav", tmp_path, SETTINGS), whole)
+
+
+# ---------------------------------------------------------------- spectrograms and settings
+
+def npy(array, head=None):
+    np.save(file := io.BytesIO(), array, allow_pickle=True)
+    data = file.getvalue()
+    return data if head is None else data[:10] + head.ljust(len(data[:128]) - 11).encode() + b"\n" + data[128:]
+
+
+GOOD = np.zeros((4, 20), np.float32)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\x93NUMPY", npy(GOOD)[:-1], npy(GOOD, "{'descr': '<f4', 'fortran_order': False, 'shape': (4L, 20L)}"),
+    npy(GOOD, "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2000000000000)}"), npy(GOOD, "[" * 50),
+    npy(GOOD, "{'descr': '|O', 'fortran_order': False, 'shape': (4, 20)}"), npy(np.array([{"a": 1}])),
+    npy(GOOD, "{'descr': 'V0', 'fortran_order': False, 'shape': (4, 20)}"), npy(GOOD, "{'descr': ['f'], 'shape': ()}"),
+    npy(GOOD + np.inf), npy(GOOD + 1e30), npy(GOOD + np.nan), npy(GOOD[:3]), npy(GOOD.astype(">f4")), npy(GOOD[:, :0])])
+@pytest.mark.filterwarnings("error")
+def test_spectrogram_that_is_damaged_is_named(tmp_path, data):
+    (tmp_path / "a.wav.npy").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.wav\.npy: expected .*; remove it and preprocess again"):
+        load_spectrogram("a.wav", tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "[" * 10**5, '{"unfinished": 5}', '{"n_mels": 96}', "\xff",
+                                  *(json.dumps(vars(SETTINGS) | changed) for changed in (
+                                      {"n_mels": "4"}, {"n_mels": 0}, {"n_fft": -1}, {"hop_length": 1.5}, {"more": 1},
+                                      {"sample_rate": 10**400}, {"channels": None}, {"channels": True}))])
+def test_settings_that_are_damaged_are_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match="settings.json: expected settings of finished preprocessing"):
+        preprocess_data.load_settings(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["7", '{"unfinished": 5}', "[" * 10**5])
+def test_settings_that_are_damaged_are_made_again(sounds, text):
+    (sounds / "Preproc").mkdir()
+    (sounds / "Preproc/settings.json").write_text(text)
+    run("preprocess_data.py", cwd=sounds)
+    assert preprocess_data.load_settings(sounds / "Preproc").sample_rate == 8000
+
+
+# ---------------------------------------------------------------- weights
+
+def members_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_archive(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("changed, found", [
+    ({"classes": ["high", "low"]}, "a network from"), ({"classes": ["high", "low", "low"]}, "what is told"),
+    ({"classes": "abc"}, "what is told"), ({"test": [1]}, "what is told"), ({"temperature": 0}, "what is told"),
+    ({"temperature": "1"}, "'<' not supported"), ({"n_frames": 8}, "a network from"), ({"recipe": []}, "what is told"),
+    ({"network": "other"}, "what is told"), ({"features": {}}, "missing"), ({"features": None}, "must be a mapping")])
+def test_weights_with_a_training_that_cannot_be_are_refused(trained, tmp_path, changed, found):
+    members = members_of(trained / "weights.keras")
+    info = json.loads(members["training.json"]) | changed
+    write_archive(tmp_path / "w.keras", members | {"training.json": json.dumps(info)})
+    with pytest.raises(UserError, match=rf"w\.keras: expected the weights .*{found}"):
+        models.load(tmp_path / "w.keras")
+
+
+def test_weights_with_a_flipped_bit_or_without_a_part_are_refused(trained, tmp_path):
+    data = bytearray((trained / "weights.keras").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "w.keras").write_bytes(data)
+    with pytest.raises(UserError, match="model.weights.h5 is damaged"):
+        models.load(tmp_path / "w.keras")
+    members = members_of(trained / "weights.keras")
+    for name in ("config.json", "model.weights.h5", "training.json"):
+        write_archive(tmp_path / "w.keras", {key: data for key, data in members.items() if key != name})
+        with pytest.raises(UserError, match=r"w\.keras: expected the weights"):
+            models.load(tmp_path / "w.keras")
+
+
+def test_weights_with_layers_that_are_not_ours_are_refused_before_keras_sees_them(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.keras.models, "load_model", lambda *_, **__: pytest.fail("Keras was asked"))
+    members = members_of(trained / "weights.keras")
+    for kind in ("Lambda", "TFSMLayer", "TorchModuleWrapper"):
+        network = json.loads(members["config.json"])
+        network["config"]["layers"][2]["config"]["hidden"] = [{"class_name": kind, "config": {}}]
+        write_archive(tmp_path / "w.keras", members | {"config.json": json.dumps(network)})
+        with pytest.raises(UserError, match=rf"\(it holds {kind}\)"):
+            models.load(tmp_path / "w.keras")
+
+
+@pytest.mark.parametrize("said", [b"", b"7", b"[1, 2]", b"[{}, []]", b"[" * 10**5])
+def test_state_of_a_training_that_is_damaged_is_named(tmp_path, said):
+    np.savez(tmp_path / "w.unfinished.npz", np.zeros(3), said=np.frombuffer(said, np.uint8))
+    with pytest.raises(UserError, match=r"w\.unfinished\.npz: expected a training to go on with"):
+        models.load_state(tmp_path / "w.keras")
+
+
+# ---------------------------------------------------------------- names
+
+@pytest.mark.parametrize("text, expected", [
+    ("a b\u00e9\u96e8", "a b\u00e9\u96e8"), ("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("\x9b", r"\x9b"),
+    ("\u202egnp", r"\u202egnp"), ("\udcff", r"\udcff"), ("\r\t\x00", r"\r\t\x00")])
+def test_names_are_shown_without_what_steers_a_terminal(text, expected, capsys):
+    utils.say(f"x: {text}", text)
+    assert capsys.readouterr().out == f"x: {expected}\n{expected}\n"
+
+
+def test_names_that_a_spreadsheet_would_run_are_text_in_tables(tmp_path):
+    utils.save_csv(tmp_path / "a.csv", [["=1+1", "+1", "-rf", "@x", "\t=1", "a=b", "", -1.5, 0.25]])
+    assert (tmp_path / "a.csv").read_text() == "'=1+1,'+1,'-rf,'@x,'\t=1,a=b,,-1.5,0.25\n"
