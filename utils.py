@@ -154,7 +154,7 @@ def attempt(function, item):
     except MemoryError:
         yield None, UserError(f"{item}: expected to fit into memory, found no more")
     except Exception as error:
-        error.add_note(traceback.format_exc())  # it may travel to another process
+        error.add_note(traceback.format_exc())  # which would be lost on its way from another process
         yield None, error
 
 
@@ -182,16 +182,16 @@ def work(function, items, jobs=None):
     chunks, jobs = deque(chunked(items)), jobs or n_cores()
     if jobs > 1:
         random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
-    pending, idle, processes, done = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
+    pending, idle, processes, said = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
     try:
-        while chunks or pending or done:
+        while chunks or pending or said:
             while chunks and len(pending) < jobs:
                 pipe = idle.pop() if idle else start(function, processes)
                 pending[pipe] = deque(chunks.popleft())
                 pipe.send(list(pending[pipe]))
-            yield from done
+            yield from said
             ready = wait(list(pending)) if pending else []
-            done = [message for pipe in ready for message in receive(pipe, pending, idle, chunks)]
+            said = [message for pipe in ready for message in receive(pipe, pending, idle, chunks)]
     finally:
         for pipe in (*pending, *idle):
             pipe.close()

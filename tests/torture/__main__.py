@@ -5,6 +5,7 @@
 Prints how often each fault was tried and survived; exit status 1 if one was not. 15 minutes at most on two cores.
 """
 import argparse
+import itertools
 import shutil
 import sys
 import tempfile
@@ -17,23 +18,35 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 from faults import BATCH, FAULTS, prepare, try_one  # noqa: E402
 
 
-def survive(name, place, seed):
-    """Try a fault as often as its row says, two at a time. Prints its row, and what was lost; whether nothing was."""
-    _, text, times, _ = FAULTS[name]
+def attempt(name, place, seed, number, size):
+    """Try a fault once, on `size` files if it takes many. Returns how many were survived, the loss, the seconds."""
+    began = time.monotonic()
+    try:
+        return try_one(name, place, seed, number, size), None, time.monotonic() - began
+    except Exception as error:
+        loss = f"{name}, seed {seed}, try {number}: {type(error).__name__}: {error}"
+        return 0, loss, time.monotonic() - began
+
+
+def sizes_of(times):
+    """The files of each try of a fault: one, or a batch."""
     size = BATCH if times > BATCH else 1
-    began, losses, sizes = time.monotonic(), [], [min(size, times - k) for k in range(0, times, size)]
+    return [min(size, times - k) for k in range(0, times, size)]
 
-    def attempt(number):
-        try:
-            return try_one(name, place, seed, number, sizes[number])
-        except Exception as error:
-            losses.append(f"{name}, seed {seed}, try {number}: {type(error).__name__}: {error}")
-            return 0
 
+def survive(names, place, seed):
+    """Try faults as often as their rows say, two at a time. Prints their rows, with what was lost; whether none was."""
+    fine = True
     with ThreadPoolExecutor(2) as pool:
-        n_survived = sum(pool.map(attempt, range(len(sizes))))
-    print(f"{text:82} {times:6} {n_survived:9} {time.monotonic() - began:8.0f}", *losses, sep="\n  ", flush=True)
-    return n_survived == times
+        tries = {name: [pool.submit(attempt, name, place, seed, number, size)
+                        for number, size in enumerate(sizes_of(FAULTS[name][2]))] for name in names}
+        for name, futures in tries.items():
+            survived, losses, seconds = zip(*(future.result() for future in futures))
+            _, text, times, _ = FAULTS[name]
+            print(f"{text:82} {times:6} {sum(survived):9} {sum(seconds):8.0f}", *filter(None, losses), sep="\n  ",
+                  flush=True)
+            fine = fine and sum(survived) == times
+    return fine
 
 
 def main():
@@ -43,17 +56,16 @@ def main():
     parser.add_argument("--only", choices=FAULTS, metavar="FAULT", help="one of " + ", ".join(FAULTS))
     args = parser.parse_args()
     began, place, fine = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture")), True
-    print(f"{'Fault':82} {'tried':>6} {'survived':>9} {'seconds':>8}")
+    print(f"{'Fault':82} {'tried':>6} {'survived':>9} {'seconds':>8}", flush=True)
     prepare(place)
-    while True:
-        for name in [args.only] if args.only else FAULTS:
-            fine = survive(name, place, args.seed) and fine
-        args.seed += 1
+    for seed in itertools.count(args.seed):
+        fine = survive([args.only] if args.only else FAULTS, place, seed) and fine
         if time.monotonic() - began > args.seconds:
             break
-    if fine:
-        shutil.rmtree(place)
-    sys.exit(0 if fine else f"What was lost lies in {place}")
+    print(f"{time.monotonic() - began:.0f} s in all")
+    if not fine:
+        sys.exit(f"What was lost lies in {place}")
+    shutil.rmtree(place)
 
 
 if __name__ == "__main__":
