@@ -13,6 +13,7 @@ Training keeps a sound and its copies on one side of the split. A copy must stil
 import argparse
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -313,7 +314,9 @@ def write_copies(path, n, seed, names, overwrite):
             with utils.whole_file(target) as temporary:
                 temporary.write_bytes(encoded(copy, info))
                 note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno in utils.DISK_FULL:  # so it will be for the others
+            raise
         raise UserError(f"{path}: expected to write a copy and its line beside it, found: {error.strerror}") from None
     return len(copies)
 
@@ -329,16 +332,17 @@ def note(path, k, parameters):
     log, line = path.parent / LOG, io.StringIO()
     csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
         {"file": utils.harmless(path.name.translate({10: "\\n", 13: "\\r"})), "copy": k, **parameters})
-    with utils.alone_in(path.parent), open(log, "ab+") as file:
+    with utils.alone_in(path.parent), open(log, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         found = os.fsdecode(file.readline()).strip()
         if found not in (HEADER, ""):
             raise UserError(f"{path}: expected {LOG} beside it to be of copies, found other columns: move it away")
+        data = os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}")
         try:
-            file.write(os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}"))
-            file.flush()
-        except OSError:  # a full disk takes half a line
+            if file.write(data) < len(data):  # a full disk takes half a line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
             file.truncate(size)
             raise
 
@@ -368,7 +372,7 @@ def main():
              if (missing := targets(path, args.n, args.overwrite)) or not os.path.isfile(path)}
     function = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
     try:
-        written, errors = utils.for_each(function, list(to_do), "Augmenting", args.jobs)
+        written, errors = utils.for_each(function, list(to_do), "Augmenting", "", args.jobs)
     finally:
         for log in {path.parent / LOG for path in sources}:
             with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only

@@ -5,7 +5,6 @@ trained and the sounds of each side of the split. It alone is enough to score a 
 TensorFlow, JAX and PyTorch; the environment variable KERAS_BACKEND chooses.
 """
 import contextlib
-import errno
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ import scipy.optimize
 import scipy.special
 
 from preprocess_data import AMIN, TOP_DB, FeatureSettings
-from utils import UserError, bar, class_of, say, whole_file
+from utils import DISK_FULL, UserError, bar, class_of, say, whole_file
 
 
 @contextlib.contextmanager
@@ -285,7 +284,8 @@ def load_state(weights):
         with np.load(path, allow_pickle=False) as state:
             info, history = json.loads(state["said"].tobytes())
             check({"temperature": 1, "seen": []} | info)
-            if not all(isinstance(row[key], (int, float)) for row in history for key in KEPT_OF_EPOCHS):
+            if not all(set(KEPT_OF_EPOCHS) <= row.keys() and {*map(type, row.values())} <= {int, float}
+                       for row in history):
                 raise ValueError("epochs without numbers")
             return info, history, [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
     except Exception as error:  # a damaged archive has many ways to be wrong; pickles in it are not loaded
@@ -295,8 +295,8 @@ def load_state(weights):
 def assign(network, values):
     """Give network and optimizer the values of their variables. Raises ValueError for others."""
     variables = network.variables + network.optimizer.variables
-    if [(*v.shape,) for v in variables] != [v.shape
-                                               for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"]:
+    found = [value.shape for value in values if isinstance(value, np.ndarray) and value.dtype.kind in "fiu"]
+    if [(*variable.shape,) for variable in variables] != found:
         raise ValueError(f"{len(values)} arrays of other shapes")
     for variable, value in zip(variables, values):
         variable.assign(value)
@@ -391,9 +391,10 @@ def check(info):
     """Raise an error, of one kind or another, where info is not such as training saves."""
     FeatureSettings(**info["features"])
     lists = [info[key] for key in ("classes", "train", "validation", "test", "seen")]
-    if not (all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
-            and len(set(info["classes"])) == len(info["classes"]) > 1 and isinstance(info.get("recipe", {}), dict)
-            and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3 and isinstance(info["n_frames"], int)):
+    kinds = [type(info[key]) for key in ("seed", "n_frames")], type(info.get("recipe", {}))
+    if not (kinds == ([int, int], dict) and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3
+            and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+            and len(set(info["classes"])) == len(info["classes"]) > 1):
         raise ValueError("what is told of the training is not what training tells")
 
 
@@ -427,10 +428,12 @@ def load(path, read=load_both):
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "nothing there"
         raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}")
+    if Path(path).suffix != ".keras":  # Keras would read a .h5 in another way, without a look at its layers
+        raise UserError(f"{path}: expected a name that ends in .keras, found another")
     try:
         return read(path)
     except Exception as error:  # zip, HDF5, JSON and Keras have a kind of their own for each way to be wrong
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # Keras unpacks what it reads
+        if getattr(error, "errno", None) in DISK_FULL:  # Keras unpacks what it reads
             error.filename = tempfile.gettempdir()
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -344,14 +344,9 @@ class Task(NamedTuple):
         target = self.target(name)
         if len(os.fsencode(target.name)) > 255:
             raise UserError(f"{target}: expected a name of at most 251 bytes before .npy, found more")
-        try:
-            with utils.reading(self.samples / self.origin(name)[0]):
-                mark = self.stamp(name)  # before the sound is read: what changes meanwhile is seen by the next run
-            spectrogram = self.spectrogram(name)
-        except UserError:
-            with contextlib.suppress(OSError):
-                target.unlink()
-            raise
+        with utils.reading(self.samples / self.origin(name)[0]):
+            mark = self.stamp(name)  # before the sound is read: what changes meanwhile is seen by the next run
+        spectrogram = self.spectrogram(name)
         np.save(data := io.BytesIO(), spectrogram)  # NumPy itself does not say that the disk is full
         try:
             with utils.whole_file(target) as path:
@@ -371,8 +366,7 @@ def tidy(preproc, wanted):
     if former and not Path(preproc, SETTINGS_FILE).exists():
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
-    locked = tuple(name for name in wanted if name.endswith("/"))  # folders of which nothing can be known
-    gone = [name for name in set(former) - set(wanted) if not name.startswith(locked)]
+    gone = [name for name in set(former) - set(wanted) if not name.startswith(locked_folders(wanted))]
     for name in gone:
         Path(preproc, name + ".npy").unlink()
     for folder, subfolders, files in os.walk(preproc, topdown=False):
@@ -384,6 +378,11 @@ def tidy(preproc, wanted):
     return len(gone)
 
 
+def locked_folders(names):
+    """Those of the names, of sounds, that are of folders that may not be read: what is in them cannot be known."""
+    return tuple(name for name in names if name.endswith("/"))
+
+
 def make_spectrograms(task, names, args):
     """Bring `task.preproc` up to date: it then holds the spectrograms of `names` and no others.
 
@@ -392,7 +391,7 @@ def make_spectrograms(task, names, args):
     """
     mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
     n_removed = tidy(task.preproc, names)
-    former, new = {}, dataclasses.asdict(task.settings)
+    found, former, new = {}, {}, dataclasses.asdict(task.settings)
     with contextlib.suppress(Exception):  # of the last run, finished or not
         former = dict((found := json.loads(mark.read_text())).get("unfinished", found))
     to_do = [name for name in names if not task.is_done(name)]
@@ -402,14 +401,22 @@ def make_spectrograms(task, names, args):
     if to_do or former != new:
         utils.save_json(mark, {"unfinished": new})
     skipped.unlink(missing_ok=True)
-    done, errors = for_each(task.run, to_do, "Preprocessing", args.jobs, args.dask, args.strict)
+    done, errors = for_each(task.run, to_do, "Preprocessing", task.samples, args.jobs, args.dask, args.strict)
+    for name in (name for name, error in errors.items() if not isinstance(error, utils.LockedError)):
+        with contextlib.suppress(OSError):  # where nothing may be written, nothing may be removed
+            task.target(name).unlink()
+    locked, former = locked_folders(names), list_spectrograms(task.preproc) if errors else []
+    left = [name for name in former if name in errors or name.startswith(locked)]
     if args.dask:
         tidy(task.preproc, names)  # a worker that was lost may have left a temporary file
     errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
     for class_name in list_classes(task.samples):  # an empty class is for training to name
         with contextlib.suppress(OSError):  # that its sounds could not be written is said
             Path(task.preproc, class_name).mkdir(exist_ok=True)
-    if done or len(to_do) < len(names):
+    if left and found != new:
+        say(f"{task.preproc}: {len(left)} spectrograms of other settings could not be replaced, as {left[0]}.npy; "
+            "training refuses until they are, or are removed")
+    elif done or len(to_do) < len(names):
         utils.save_json(mark, new)
     if errors:
         reasons = [(name, str(error).removeprefix(f"{task.samples / name}: ")) for name, error in errors.items()]

@@ -90,7 +90,7 @@ def read_spectrograms(source, names, memory=None):
     n_bytes = sum(map(os.path.getsize, filter(os.path.isfile, files)))
     held = n_bytes <= (memory or half_of_memory())
     found, errors = utils.for_each(read if held else lambda name: read(name).shape, names, f"Reading {source.folder}",
-                                   jobs=0 if files else None)
+                                   source.folder, jobs=0 if files else None)
     if held:
         source.lock.close()
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}"

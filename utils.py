@@ -6,6 +6,7 @@ A sound's name, everywhere in this project, is its path below Samples/, "kick/de
 import argparse
 import contextlib
 import csv
+import errno
 import inspect
 import itertools
 import json
@@ -29,6 +30,7 @@ TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does no
 SETTINGS_FILE = "settings.json"
 RATES = 100, 10**7  # Hz, the lowest and the highest of sounds: what damaged headers claim takes hours and gigabytes
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
+DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT  # the numbers of its errors
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
 COPY = re.compile(r"(_aug\d+)+(?=(\.[^./]*)?$)")  # what augment_data.py puts before the extension
@@ -38,6 +40,10 @@ COPY = re.compile(r"(_aug\d+)+(?=(\.[^./]*)?$)")  # what augment_data.py puts be
 
 class UserError(Exception):
     """A mistake that the user can mend: one line with the path, what was expected, what was found."""
+
+
+class LockedError(UserError):
+    """What may not be read, or is not there for now: what was made of it earlier is still of use."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,6 +92,8 @@ def regex(text):
 def run(main):
     """Run main(), exit with status 1 if it returns a number of skipped files; mistakes become one line on stderr."""
     script = Path(sys.argv[0]).name
+    if None in (sys.stdout, sys.stderr):
+        sys.exit(f"{script}: expected standard output and error that are open, found one closed")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
@@ -121,15 +129,15 @@ def say(*lines, file=None):
         for line in lines:
             print(shown(line), file=file, flush=True)
     except OSError as error:  # a full disk, or a reader that has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails once more at its end
-        error.filename = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (file or sys.stdout).fileno())  # else Python's end fails once more
+        error.filename = "standard error" if file else "standard output"
         raise
 
 
 # ---------------------------------------------------------------- much work, item by item
 
-def for_each(function, items, description, jobs=None, cluster=None, strict=False):
-    """Call function on every item, in processes as `work` does, and show how far it is.
+def for_each(function, items, description, folder, jobs=None, cluster=None, strict=False):
+    """Call function on every item, a name in `folder`, in processes as `work` does, and show how far it is.
 
     cluster: address of a Dask scheduler, whose workers take their place. Returns two dicts in the order of items, item
     to result and item to UserError, or raises the first of these if `strict`.
@@ -140,6 +148,8 @@ def for_each(function, items, description, jobs=None, cluster=None, strict=False
     found = work_on_cluster(function, items, cluster) if cluster else work(function, items, jobs)
     with contextlib.closing(found):
         for k, result, error in progress(found, items, description):
+            if str(error).startswith(f"{items[k]}: "):  # of a process that died, which knew no folder
+                error = UserError(Path(folder, str(error)))
             if error and (strict or not isinstance(error, UserError)):
                 raise error
             (errors if error else results)[k] = error or result
@@ -153,9 +163,10 @@ def attempt(function, item):
         yield from ((one, None) for one in (result if inspect.isgenerator(result) else [result]))
     except MemoryError:
         yield None, UserError(f"{item}: expected to fit into memory, found no more")
-    except Exception as error:
-        error.add_note(traceback.format_exc())  # which would be lost on its way from another process
+    except (UserError, OSError) as error:
         yield None, error
+    except Exception:  # a mistake of ours: its traceback would be lost on the way from another process
+        yield None, RuntimeError(traceback.format_exc())
 
 
 def attempt_all(function, chunk):
@@ -179,16 +190,17 @@ def work(function, items, jobs=None):
         yield from itertools.chain.from_iterable(attempt_all(function, [pair]) for pair in enumerate(items))
         return
     from multiprocessing.connection import wait
-    chunks, jobs = deque(chunked(items)), jobs or n_cores()
+    chunks, jobs = deque(chunked(items)), min(jobs or n_cores(), 60)  # Windows waits for no more at once
     if jobs > 1:
         random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
     pending, idle, processes, said = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
     try:
         while chunks or pending or said:
             while chunks and len(pending) < jobs:
-                pipe = idle.pop() if idle else start(function, processes)
+                pipe = idle.pop() if idle else start(function, processes, list(pending))
                 pending[pipe] = deque(chunks.popleft())
-                pipe.send(list(pending[pipe]))
+                with contextlib.suppress(ConnectionError):  # it has died: receive will see
+                    pipe.send(list(pending[pipe]))
             yield from said
             ready = wait(list(pending)) if pending else []
             said = [message for pipe in ready for message in receive(pipe, pending, idle, chunks)]
@@ -211,17 +223,19 @@ def done(function, items, errors, jobs=1):
                 yield items[k], result
 
 
-def start(function, processes):
-    """The pipe to a new process, added to `processes`, that calls function on what arrives."""
+def start(function, processes, others):
+    """The pipe to a new process, added to `processes`, that calls function on what arrives; others: earlier pipes."""
     import multiprocessing
     # To fork is quicker by half a second, but unsafe beside the threads that Keras starts, and on macOS.
     fork = sys.platform == "linux" and "keras" not in sys.modules
     context = multiprocessing.get_context("fork" if fork else "spawn")
     pipe, other_end = context.Pipe()
-    process = context.Process(target=serve, args=(other_end, function, [pipe] * fork), daemon=True)
+    process = context.Process(target=serve, args=(other_end, function, [pipe, *others] * fork), daemon=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
-    process.start()
-    signal.signal(signal.SIGINT, handler)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     other_end.close()
     processes.append(process)
     return pipe
@@ -230,7 +244,7 @@ def start(function, processes):
 def serve(pipe, function, inherited):
     """Call function on the items of each chunk that arrives, until the pipe is closed at its other end, or ends.
 
-    inherited: that other end, which a fork gets as well: held here, it would never be closed.
+    inherited: that other end, and those of other processes, which a fork gets as well: held here, none would be closed.
     """
     for other_end in inherited:
         other_end.close()
@@ -242,6 +256,7 @@ def serve(pipe, function, inherited):
                 for result, error in attempt(function, item):
                     pipe.send((k, result, error, False))
                 pipe.send((k, None, None, True))
+    os._exit(0)  # a fork has copies of what the other process is still to write, and of its locks
 
 
 def receive(pipe, pending, idle, chunks):
@@ -426,20 +441,21 @@ def list_classes(root):
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing there"
         raise UserError(f"{root}: expected a folder with one folder a class, found {found}")
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".")
+                  and (entry.is_dir() or not (entry.exists() or entry.suffix)))  # a link to a drive that is not there
 
 
 def walk(folder, name, above):
     """Yield the names of the files in `folder` and below; a link back to a folder above ends there.
 
-    A folder that may not be read is named too, with a / at its end.
+    A folder that may not be read, or is a link to nowhere, is named too, with a / at its end.
     """
     here = os.path.realpath(folder)
     if here in above:
         return
     try:
         entries = list(os.scandir(folder))
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         yield f"{name}/"
         return
     for entry in entries:
@@ -493,9 +509,10 @@ def reading(path):
     try:
         yield
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
-        if os.path.exists(path) and not os.access(path, os.R_OK):
+        if is_locked(path):
             found = f"{'a folder' if os.path.isdir(path) else 'one'} that may not be read"
-        elif os.path.isfile(path):
+            raise LockedError(f"{path}: expected a sound, found {found}") from None
+        if os.path.isfile(path):
             reason = str(getattr(error, "error_string", error)).rstrip(".")
             found = f"what libsndfile cannot read ({reason}){cure(path)}" if os.path.getsize(path) else "an empty file"
         elif os.path.isdir(path):
@@ -503,6 +520,15 @@ def reading(path):
         else:
             found = "a pipe or device" if os.path.exists(path) else "nothing there"
         raise UserError(f"{path}: expected a sound, found {found}") from None
+
+
+def is_locked(path):
+    """Whether a file is there, but may not be read, nor perhaps even be looked at."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
 
 
 def cure(path):

@@ -1,14 +1,21 @@
 """What damaged and hostile files once did, each as the small case that it comes down to."""
+import argparse
 import io
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import run
+from conftest import ROOT, run
 
+import augment_data
 import models
 import preprocess_data
 import utils
@@ -103,7 +110,8 @@ def write_archive(path, members):
     ({"classes": ["high", "low"]}, "a network from"), ({"classes": ["high", "low", "low"]}, "what is told"),
     ({"classes": "abc"}, "what is told"), ({"test": [1]}, "what is told"), ({"temperature": 0}, "what is told"),
     ({"temperature": "1"}, "'<' not supported"), ({"n_frames": 8}, "a network from"), ({"recipe": []}, "what is told"),
-    ({"network": "other"}, "what is told"), ({"features": {}}, "missing"), ({"features": None}, "must be a mapping")])
+    ({"network": "other"}, "what is told"), ({"seed": None}, "what is told"),
+    ({"features": {}}, "missing"), ({"features": None}, "must be a mapping")])
 def test_weights_with_a_training_that_cannot_be_are_refused(trained, tmp_path, changed, found):
     members = members_of(trained / "weights.keras")
     info = json.loads(members["training.json"]) | changed
@@ -136,6 +144,23 @@ def test_weights_with_layers_that_are_not_ours_are_refused_before_keras_sees_the
             models.load(tmp_path / "w.keras")
 
 
+def test_weights_with_layers_that_keras_holds_unsafe_are_refused_by_its_safe_mode_too(trained, tmp_path, monkeypatch):
+    members = members_of(trained / "weights.keras")
+    network = json.loads(members["config.json"])
+    network["config"]["layers"][1] |= {"module": "keras.layers", "class_name": "Lambda", "config": {
+        "name": "x", "function": {"class_name": "__lambda__", "config": {"code": "", "defaults": None}}}}
+    write_archive(tmp_path / "w.keras", members | {"config.json": json.dumps(network)})
+    monkeypatch.setattr(models, "OURS", models.OURS | {"Lambda", "__lambda__"})
+    with pytest.raises(UserError, match="found something else .*[Ll]ambda"):
+        models.load(tmp_path / "w.keras")
+
+
+def test_weights_of_another_name_are_refused(trained, tmp_path):
+    (tmp_path / "w.h5").write_bytes((trained / "weights.keras").read_bytes())
+    with pytest.raises(UserError, match=r"w\.h5: expected a name that ends in \.keras"):
+        models.load(tmp_path / "w.h5")
+
+
 @pytest.mark.parametrize("said", [b"", b"7", b"[1, 2]", b"[{}, []]", b"[" * 10**5])
 def test_state_of_a_training_that_is_damaged_is_named(tmp_path, said):
     np.savez(tmp_path / "w.unfinished.npz", np.zeros(3), said=np.frombuffer(said, np.uint8))
@@ -156,3 +181,81 @@ def test_names_are_shown_without_what_steers_a_terminal(text, expected, capsys):
 def test_names_that_a_spreadsheet_would_run_are_text_in_tables(tmp_path):
     utils.save_csv(tmp_path / "a.csv", [["=1+1", "+1", "-rf", "@x", "\t=1", "a=b", "", -1.5, 0.25]])
     assert (tmp_path / "a.csv").read_text() == "'=1+1,'+1,'-rf,'@x,'\t=1,a=b,,-1.5,0.25\n"
+
+
+# ---------------------------------------------------------------- what may not be read or replaced, and what is left
+
+def sounds_made_anew(folder, *flags, status=0):
+    return run("preprocess_data.py", *flags, cwd=folder, status=status)
+
+
+def test_spectrograms_of_other_settings_that_cannot_be_replaced_are_not_trained_on(sounds):
+    sounds_made_anew(sounds)
+    (sounds / "Samples/drive").symlink_to("nowhere")
+    (sounds / "Preproc/drive").mkdir()
+    np.save(sounds / "Preproc/drive/x.wav.npy", np.zeros((96, 9), np.float32))
+    result = sounds_made_anew(sounds, "--hop-length", 64, status=1)
+    assert "skipped Samples/drive: expected a sound, found nothing there" in result.stderr
+    assert "spectrograms of other settings could not be replaced, as drive/x.wav.npy" in result.stdout
+    with pytest.raises(UserError, match="settings.json: expected settings of finished preprocessing"):
+        preprocess_data.load_settings(sounds / "Preproc")
+
+
+def test_class_on_a_drive_that_is_not_there_is_named_and_keeps_its_spectrograms(sounds):
+    (sounds / "Samples/low").rename(sounds / "drive")
+    (sounds / "Samples/low").symlink_to(sounds / "drive")
+    sounds_made_anew(sounds)
+    (sounds / "drive").rename(sounds / "elsewhere")
+    result = sounds_made_anew(sounds, status=1)
+    assert "skipped Samples/low: expected a sound, found nothing there" in result.stderr
+    assert "0 removed" in result.stdout
+    assert len(list((sounds / "Preproc/low").iterdir())) == 10
+
+
+def crash_at_five(name):
+    if name.endswith("5.wav"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_sound_that_crashes_its_decoder_keeps_no_spectrogram_of_what_it_was(sounds, monkeypatch):
+    sounds_made_anew(sounds)
+    os.utime(sounds / "Samples/low/05.wav")
+    monkeypatch.chdir(sounds)
+    task = preprocess_data.Task(Path("Samples"), Path("Preproc"), preprocess_data.load_settings("Preproc"))
+    monkeypatch.setattr(preprocess_data.Task, "run", lambda self, name: crash_at_five(name))
+    monkeypatch.delitem(sys.modules, "keras", raising=False)  # that it forks, and the lines above reach its processes
+    args = argparse.Namespace(jobs=2, dask=None, strict=False)
+    names = utils.list_spectrograms("Preproc")
+    _, errors, _, _ = preprocess_data.make_spectrograms(task, names, args)
+    (name, error), = errors.items()
+    assert name == "low/05.wav" and str(error).startswith("Samples/low/05.wav: expected a file")
+    assert not Path("Preproc/low/05.wav.npy").exists() and len(utils.list_spectrograms("Preproc")) == 29
+
+
+def test_line_of_a_copy_that_does_not_fit_leaves_the_table_as_it_was(tmp_path):
+    path = tmp_path / "a.wav"
+    augment_data.note(path, 1, {"seed": 0})
+    before = (tmp_path / augment_data.LOG).read_bytes()
+    code = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import augment_data, pathlib\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 10},) * 2)\n"
+            f"augment_data.note(pathlib.Path({str(path)!r}), 2, dict(seed=0))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OSError" in result.stderr and (tmp_path / augment_data.LOG).read_bytes() == before
+
+
+def test_closed_standard_output_is_one_line(tmp_path):
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    result = subprocess.run([sys.executable, "-c", code, ROOT / "augment_data.py", "1", "x.wav"], cwd=tmp_path,
+                            text=True, stderr=subprocess.PIPE)
+    assert result.returncode == 1 and result.stderr.startswith("augment_data.py: expected standard output")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def fail_oddly(item):
+    raise type("Odd", (Exception,), {})("odd")
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_mistake_of_ours_in_a_process_is_told_with_its_traceback(jobs):
+    with pytest.raises(RuntimeError, match=r"fail_oddly[\s\S]*Odd: odd"):
+        list(utils.done(fail_oddly, [1], {}, jobs))

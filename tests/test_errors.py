@@ -99,7 +99,8 @@ def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
 
 def test_training_that_diverges_says_so_and_leaves_earlier_weights_alone(sounds):
     (sounds / "weights.keras").write_bytes(b"earlier")
-    line = one_line("train_network.py", "--learning-rate", "1e30", "--epochs", 2, "--fresh", cwd=sounds)
+    line = one_line("train_network.py", "--learning-rate", "1e30", "--epochs", 2, "--fresh", "--layers", 1, "--filters", 2,
+                    cwd=sounds)
     assert "weights.keras: expected a finite loss" in line and (sounds / "weights.keras").read_bytes() == b"earlier"
 
 
@@ -142,7 +143,7 @@ def test_damaged_spectrogram_is_named_and_the_rest_used(sounds):
     (sounds / "Preproc/low/04.wav.npy").write_bytes(whole[:-100])
     (sounds / "Preproc/low/05.wav.npy").unlink()
     (sounds / "Preproc/low/05.wav.npy").symlink_to("nowhere")
-    result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
+    result = run("train_network.py", "--epochs", 1, "--layers", 1, "--filters", 2, cwd=sounds, status=1)
     for i in range(6):
         assert f"skipped Preproc/low/0{i}.wav.npy: expected" in result.stderr
     assert "24 spectrograms" in result.stdout

@@ -111,7 +111,7 @@ def test_class_absent_from_the_test_set_has_no_auc_and_does_no_harm(copy_of_trai
 
 def test_test_set_of_one_class_and_odd_class_names_do_no_harm(tmp_path, evaluate):
     write_sounds(tmp_path, classes=("_$a^$_ %s", "ü\N{SNOWMAN} 'b'"), n=3)
-    run("train_network.py", "--epochs", 1, "--test", "b'/00", cwd=tmp_path)
+    run("train_network.py", "--epochs", 1, "--layers", 1, "--test", "b'/00", cwd=tmp_path)
     assert "macro AUC none on 1 sounds" in evaluate(tmp_path)[1].out
     assert load_json(tmp_path / "Results/metrics.json")["macro_auc"] is None
 
@@ -159,7 +159,7 @@ def test_what_is_no_sound_is_named_and_skipped_and_the_rest_done(sounds):
     assert "2 other files left alone" in result.stdout
     assert len(list((sounds / "Preproc").rglob("*.npy"))) == 30
     shutil.rmtree(sounds / "Preproc")
-    result = run("train_network.py", "--epochs", 1, cwd=sounds, status=1)
+    result = run("train_network.py", "--epochs", 1, "--layers", 1, cwd=sounds, status=1)
     assert "skipped Samples/low/broken.wav" in result.stderr and "30 spectrograms" in result.stdout
 
 

@@ -59,7 +59,7 @@ def try_one(name, place, seed, number, room=1, short=False):
 
 def prepare(place):
     """What the tries share, done before two of them run side by side."""
-    for kind in ("preprocessed", "augmented", "trained"):
+    for kind in ("preprocessed", "augmented", "trained", "many"):
         undisturbed(place, kind)
     sources()
     originals(place)
@@ -97,14 +97,25 @@ def refused(script, *args, cwd, before=None):
     return err
 
 
-def kill(process, seconds, rng):
-    """kill -9 after some seconds, of the script alone or with all its processes; whether it was still at work."""
+def kill(process, sign, seconds, rng):
+    """kill -9 so many seconds after a first sign of work, of the script alone or with all its processes.
+
+    Returns whether it was still at work: else the try is to be made again.
+    """
+    while process.poll() is None and not sign():
+        time.sleep(0.005)
     time.sleep(seconds)
-    was_alive = process.poll() is None
+    was_at_work = process.poll() is None
     with contextlib.suppress(ProcessLookupError):
         (os.killpg if rng.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
     process.communicate()
-    return was_alive
+    return was_at_work
+
+
+def until_killed(attempt, reset):
+    """Make a try until it was killed at work: one that ended before proves nothing."""
+    while not attempt():
+        reset()
 
 
 # ---------------------------------------------------------------- sounds, and what became of them
@@ -130,7 +141,7 @@ def undisturbed(place, kind):
     folder = place / f"undisturbed {kind}"
     if folder.exists():
         return folder
-    write_set(folder)
+    write_set(folder, **{"n": 100, "n_classes": 3} if kind == "many" else {})
     if kind == "augmented":
         run("augment_data.py", 3, *sounds_of(folder), cwd=folder)
         return folder
@@ -179,9 +190,9 @@ def assert_same_weights(found, expected):
 
 # ---------------------------------------------------------------- odd sets
 
-def run_all(folder, *flags, epochs=1, statuses=(0,)):
+def run_all(folder):
     run("preprocess_data.py", cwd=folder)
-    run("train_network.py", "--epochs", epochs, *SMALL, *flags, cwd=folder)
+    run("train_network.py", "--epochs", 1, *SMALL, cwd=folder)
     return run("eval_network.py", cwd=folder)[0]
 
 
@@ -237,31 +248,32 @@ def tiny_files(folder, n=100_000):
 
 
 HEADER = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 196, b"WAVEfmt ", 16, 1, 1, 8000, 16000, 2, 16, b"data", 160)
-ODD = [tiny_files, thousand_classes, lonely_sounds, silent_sounds, identical_sounds]
-FEW = {thousand_classes: 30, tiny_files: 300}  # of the large ones, in `make test`
+ODD = [lonely_sounds, silent_sounds, thousand_classes, identical_sounds, tiny_files]  # `make test` takes the first two
 
 
-@fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD), len(ODD))
+@fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD), 2)
 def odd_sets(place, folder, rng):
-    kind = ODD[rng.number % len(ODD)]
-    kind(folder, *[FEW[kind]] if rng.short and kind in FEW else [])
+    ODD[::-1][rng.number % len(ODD)](folder) if not rng.short else ODD[rng.number](folder)  # the longest first
 
 
 # ---------------------------------------------------------------- kill -9
 
 @fault("kill -9 of preprocess at a random moment, then the same command", 50, 2)
 def kill_preprocess(place, folder, rng):
-    whole = undisturbed(place, "preprocessed")
+    whole, preproc = undisturbed(place, "many"), folder / "Preproc"
     copy_of(whole / "Samples", folder / "Samples")
-    for path in folder.rglob("*"):  # of a copy, too, the times say what is up to date
-        shutil.copystat(whole / path.relative_to(folder), path)
-    kill(start("preprocess_data.py", cwd=folder), rng.uniform(0.2, 1.2), rng)
+
+    def attempt():
+        process = start("preprocess_data.py", cwd=folder)
+        return kill(process, preproc.exists, rng.uniform(0, 0.5), rng)
+
+    until_killed(attempt, lambda: shutil.rmtree(preproc, ignore_errors=True))
     expected = files_of(whole / "Preproc")
-    for name, data in files_of(folder / "Preproc").items() if (folder / "Preproc").exists() else ():
+    for name, data in files_of(preproc).items():
         is_whole = name == "settings.json" or TEMPORARY.fullmatch(name.rsplit("/")[-1]) or data == expected[name]
         assert is_whole, f"{name} is not whole"
     run("preprocess_data.py", cwd=folder)
-    assert_same_files(folder / "Preproc", whole / "Preproc")
+    assert_same_files(preproc, whole / "Preproc")
 
 
 @fault("kill -9 of train at a random moment, then the same command", 15)
@@ -269,26 +281,38 @@ def kill_train(place, folder, rng):
     whole, flags = undisturbed(place, "trained"), ("--epochs", 3, *SMALL)
     for name in ("Samples", "Preproc"):
         copy_of(whole / name, folder / name)
-    process, weights, readable = start("train_network.py", *flags, cwd=folder), folder / "weights.keras", []
+    weights, state, seconds = folder / "weights.keras", folder / "weights.unfinished.npz", rng.uniform(0, 3)
+    unreadable = []
 
-    def look():
+    def look(process):
         while process.poll() is None:
-            if weights.exists():
-                weights_of(weights)
+            try:
+                if weights.exists():
+                    weights_of(weights)
+            except Exception as error:
+                unreadable.append(error)
             time.sleep(0.01)
-        readable.append(True)
 
-    (watch := Thread(target=look)).start()
-    while process.poll() is None and not (folder / "weights.unfinished.npz").exists():
-        time.sleep(0.01)  # until training begins
-    kill(process, rng.uniform(0, 3), rng)
-    watch.join()
-    assert readable, "weights.keras was not readable at every moment"
+    def attempt():
+        process = start("train_network.py", *flags, cwd=folder)
+        (watch := Thread(target=look, args=[process])).start()
+        was_at_work = kill(process, state.exists, seconds, rng)
+        watch.join()
+        return was_at_work
+
+    def reset():
+        nonlocal seconds
+        seconds *= 0.7
+        for path in (weights, state):
+            path.unlink(missing_ok=True)
+
+    until_killed(attempt, reset)
+    assert not unreadable, f"weights.keras was not readable at every moment: {unreadable}"
     if weights.exists():
         weights_of(weights)
     run("train_network.py", *flags, cwd=folder)
     assert_same_weights(weights, whole / "weights.keras")
-    assert not (folder / "weights.unfinished.npz").exists()
+    assert not state.exists()
 
 
 @fault("kill -9 of augment at a random moment, then the same command", 20)
@@ -296,8 +320,15 @@ def kill_augment(place, folder, rng):
     whole = undisturbed(place, "augmented")
     copy_of(undisturbed(place, "preprocessed") / "Samples", folder / "Samples")
     sounds, expected = sounds_of(folder), files_of(whole / "Samples")
-    kill(start("augment_data.py", 3, *sounds, cwd=folder), rng.uniform(0.2, 2), rng)
-    for path in folder.glob("Samples/*/[!.]*_aug*"):
+
+    def copies():
+        return list(folder.glob("Samples/*/[!.]*_aug*"))
+
+    def attempt():
+        return kill(start("augment_data.py", 3, *sounds, cwd=folder), copies, rng.uniform(0, 0.5), rng)
+
+    until_killed(attempt, lambda: [path.unlink() for path in folder.glob("Samples/*/*aug*")])
+    for path in copies():
         assert path.read_bytes() == expected[str(path.relative_to(folder / "Samples"))], f"{path.name} is not whole"
     run("augment_data.py", 3, *sounds, cwd=folder)
     for path in filter(lambda path: TEMPORARY.fullmatch(path.name), folder.glob("Samples/*/.*")):
@@ -307,32 +338,40 @@ def kill_augment(place, folder, rng):
 
 # ---------------------------------------------------------------- two at once
 
-@fault("two preprocess runs, or preprocess beside train, on one folder", 10, 2)
+@fault("two preprocess runs, or preprocess beside train, on one folder", 10)
 def two_at_once(place, folder, rng):
-    whole = undisturbed(place, "preprocessed")
-    copy_of(whole, folder, without=[] if (beside_train := rng.random() < 0.5) else ["Preproc"])
-    flags = ["--n-mels", "64"] if beside_train else []  # all is made again while training reads
-    first = start("preprocess_data.py", *flags, cwd=folder)
-    time.sleep(rng.uniform(0.2, 0.6))
-    if not beside_train:
-        second = start("preprocess_data.py", cwd=folder)
-        for process in (first, second):
-            end(process, 0)
-        return assert_same_files(folder / "Preproc", whole / "Preproc")
-    out, _ = end(start("train_network.py", "--epochs", 1, *SMALL, cwd=folder), 0)
-    end(first, 0)
-    n_mels = {np.load(path).shape[0] for path in folder.glob("Preproc/*/*.npy")}
-    assert n_mels == {64} and "Preproc: 20 spectrograms, " in out, out
+    whole, settings = undisturbed(place, "many"), folder / "Preproc/settings.json"
+    copy_of(whole, folder)  # made with 96 mels: all is made again
+    first = start("preprocess_data.py", "--n-mels", 64, cwd=folder)
+    while first.poll() is None and b"unfinished" not in settings.read_bytes():
+        time.sleep(0.001)
+    os.kill(first.pid, signal.SIGSTOP)  # at work, with the folder in its hands
+    second = (start("preprocess_data.py", cwd=folder) if rng.number % 2 else
+              start("train_network.py", "--epochs", 1, *SMALL, cwd=folder))
+    said = [second.stdout.readline() for _ in range(1 + rng.number % 2)]
+    assert b"at work there; waiting for its end" in said[-1], said
+    os.kill(first.pid, signal.SIGCONT)
+    time.sleep(rng.uniform(0, 0.3))
+    (end(first, 0), end(second, 0)) if rng.random() < 0.5 else (end(second, 0), end(first, 0))
+    if rng.number % 2:
+        assert_same_files(folder / "Preproc", whole / "Preproc")
+    else:
+        info = json.loads(zipfile.ZipFile(folder / "weights.keras").read("training.json"))
+        assert info["features"]["n_mels"] == 64 and len(info["train"] + info["validation"] + info["test"]) == 300
 
 
 # ---------------------------------------------------------------- the disk is full
 
 @contextlib.contextmanager
-def full_disk(folder, n_bytes, rng):
-    """A tmpfs of n_bytes in `folder`, half of the time and where one can be mounted; else what limits each file."""
+def full_disk(folder, needed, rng, present=()):
+    """A place where not all of some files can be written, of whose sizes in bytes the lists are given.
+
+    A tmpfs in `folder`, too small for those needed beside those present, half of the time and where one can be mounted;
+    else a limit to each file, below the largest needed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    size = max(4096, n_bytes // 4096 * 4096)
-    limit = rng.randrange(1, 30000)
+    pages = [sum(-(-size // 4096) for size in sizes) for sizes in (present, needed)]
+    size = 4096 * max(1, pages[0] + rng.randrange(pages[1]))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder]
     if rng.random() < 0.5 and subprocess.run(mount, capture_output=True).returncode == 0:
         try:
@@ -340,7 +379,12 @@ def full_disk(folder, n_bytes, rng):
         finally:
             subprocess.run(["umount", folder], check=True)
     else:
+        limit = rng.randrange(1, max(needed))
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
+
+
+def sizes_of(folder):
+    return [len(data) for data in files_of(folder).values()]
 
 
 def room(folder):
@@ -355,12 +399,10 @@ def assert_full(err, script):
 @fault("disk full at a random byte: preprocess", 20)
 def full_preprocess(place, folder, rng):
     whole, preproc = undisturbed(place, "preprocessed"), folder / "Preproc"
-    n_bytes = rng.randrange(sum(map(len, files_of(whole / "Preproc").values())))
     copy_of(whole / "Samples", folder / "Samples")
-    with full_disk(preproc, n_bytes, rng) as before:
-        _, err = run("preprocess_data.py", cwd=folder, statuses=(0, 1), before=before)
-        if err:
-            assert_full(err, "preprocess_data.py")
+    with full_disk(preproc, sizes_of(whole / "Preproc"), rng) as before:
+        _, err = run("preprocess_data.py", cwd=folder, statuses=(1,), before=before)
+        assert_full(err, "preprocess_data.py")
         expected = files_of(whole / "Preproc")
         for name, data in files_of(preproc).items():
             assert name == "settings.json" or data == expected[name], f"{name} is not whole"
@@ -373,16 +415,17 @@ def full_preprocess(place, folder, rng):
 def full_augment(place, folder, rng):
     whole = undisturbed(place, "augmented")
     plain = undisturbed(place, "preprocessed") / "Samples"
-    sizes = [sum(map(len, files_of(path).values())) for path in (plain, whole / "Samples")]
-    with full_disk(folder / "Samples", rng.randrange(sizes[0] + 2**18, sizes[1]), rng) as before:
+    needed = [path.stat().st_size for path in whole.glob("Samples/*/*_aug*")]
+    with full_disk(folder / "Samples", needed, rng, sizes_of(plain)) as before:
         copy_of(plain, folder / "Samples")
         sounds, expected = sounds_of(folder), files_of(whole / "Samples")
-        _, err = run("augment_data.py", 3, *sounds, cwd=folder, statuses=(0, 1), before=before)
+        _, err = run("augment_data.py", 3, *sounds, cwd=folder, statuses=(1,), before=before)
         for path in folder.glob("Samples/*/*"):
             name = str(path.relative_to(folder / "Samples"))
-            assert "augmentations" in name or path.read_bytes() == expected[name], f"{name} is not whole"
-        if err:
-            assert_full(err, "augment_data.py")
+            lines, lines_expected = path.read_bytes().splitlines(), expected[name].splitlines()
+            is_whole = set(lines) <= {*lines_expected, b""} if path.suffix == ".csv" else lines == lines_expected
+            assert is_whole, f"{name} is not whole"
+        assert_full(err, "augment_data.py")
         room(folder / "Samples")
         run("augment_data.py", 3, *sounds, cwd=folder)
         assert_same_files(folder / "Samples", whole / "Samples")
@@ -391,29 +434,26 @@ def full_augment(place, folder, rng):
 @fault("disk full at a random byte: train", 20)
 def full_train(place, folder, rng):
     whole, flags = undisturbed(place, "trained"), ("--epochs", 1, *SMALL, "--fresh")
-    n_bytes = 2**17 + rng.randrange(2**17)
-    with full_disk(folder, n_bytes, rng) as before:
+    earlier = (whole / "weights.keras").read_bytes()
+    with full_disk(folder, [len(earlier), len(originals(place)["state"])], rng, [len(earlier)]) as before:
         shutil.copy(whole / "weights.keras", folder)
         places = ("--preproc", whole / "Preproc", "--samples", whole / "Samples")
-        out, err = run("train_network.py", *flags, *places, cwd=folder, statuses=(0, 1), before=before)
-        if err:
-            assert_full(err, "train_network.py")
-        earlier, found = ((path / "weights.keras").read_bytes() for path in (whole, folder))
-        assert weights_of(folder / "weights.keras") and (found == earlier or "saved" in out or not err)
+        out, err = run("train_network.py", *flags, *places, cwd=folder, statuses=(1,), before=before)
+        assert_full(err, "train_network.py")
+        assert (folder / "weights.keras").read_bytes() == earlier or (weights_of(folder / "weights.keras") and out)
         assert not [path for path in folder.rglob(".*") if TEMPORARY.fullmatch(path.name)], "a temporary file is left"
 
 
 @fault("disk full at a random byte: eval", 20)
 def full_eval(place, folder, rng):
     whole = undisturbed(place, "trained")
-    n_bytes = sum(len(data) + 4096 for data in files_of(whole / "Results").values()) + rng.randrange(2**18)
-    with full_disk(folder / "Results", n_bytes, rng) as before:
+    sizes = sizes_of(whole / "Results")
+    with full_disk(folder / "Results", [max(sizes)], rng, sizes) as before:
         copy_of(whole / "Results", folder / "Results")
         places = [part for name in ("Preproc", "Samples") for part in (f"--{name.lower()}", whole / name)]
-        _, err = run("eval_network.py", *places, "--weights", whole / "weights.keras", cwd=folder, statuses=(0, 1),
+        _, err = run("eval_network.py", *places, "--weights", whole / "weights.keras", cwd=folder, statuses=(1,),
                      before=before)
-        if err:
-            assert_full(err, "eval_network.py")
+        assert_full(err, "eval_network.py")
         expected = files_of(whole / "Results")
         found = files_of(folder / "Results")
         assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
@@ -440,6 +480,7 @@ def lock_class_of_preproc(folder):
     assert err.count("skipped Preproc/low/") == 4 and len(err.splitlines()) == 5, err
     assert {path.parent.name: np.load(path).shape[0] for path in folder.glob("Preproc/*/*.npy")} == {
         "low": 96, "middle": 64, "high": 64, "real 0": 64, "real 1": 64}
+    assert "settings.json: expected settings of finished" in refused("train_network.py", cwd=folder)
 
 
 def lock_sounds(folder):
@@ -710,7 +751,8 @@ def pickles(place, folder, rng):
         _, err = run("train_network.py", "--fresh", "--epochs", 1, *SMALL, cwd=folder, statuses=(1,))
         assert "skipped Preproc/low/00.wav.npy: expected a spectrogram" in err
     elif kind == 1:
-        np.savez(folder / "weights.unfinished.npz", np.array([Bomb(bomb)]), said=np.array([Bomb(bomb)]))
+        with np.load(place / "stopped/weights.unfinished.npz") as state:
+            np.savez(folder / "weights.unfinished.npz", np.array([Bomb(bomb)]), said=state["said"])
         assert "unfinished.npz: expected a training" in refused("train_network.py", "--epochs", 3, *SMALL, cwd=folder)
     elif kind == 2:
         import pickle
@@ -760,16 +802,16 @@ def hostile_names(place, folder, rng):
     before, name = files_of(folder).keys(), classes[0]
     for script, *args in (["augment_data.py", 1, *sounds_of(inner)], ["preprocess_data.py"],
                           ["train_network.py", "--epochs", 1, *SMALL], ["eval_network.py"],
-                          ["eval_network.py", "--csv", "new.csv", "Samples"],
+                          ["eval_network.py", "--csv", "new.csv", f"Samples/{name}"],
                           ["eval_network.py", "--timeline", f"Samples/{name}/{name}0.wav", "Samples/gone/\x1b"],
-                          ["eval_network.py", "--data", "../inner/Samples"]):
+                          ["eval_network.py", "--data", "../inner/Samples"])[:5 if rng.short else None]:
         out, err = run(script, *args, cwd=inner, statuses=(0, 1))
         assert_fit_to_show(out + err)
         assert len(err.splitlines()) <= 4, err
     assert_no_formula(inner)
     outside = [path for path in files_of(folder).keys() - before if not path.startswith("inner/")]
     assert not outside and not list(folder.rglob("ran")), outside
-    assert (inner / "Results/roc_curves.png").exists() and (inner / "Results/inner_Samples/metrics.json").exists()
+    assert (inner / "Results/roc_curves.png").exists() and not (folder / "Samples").exists()
 
 
 @fault("weights that name files elsewhere, flags with escape sequences", 2)

@@ -13,7 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import eval_network
 import preprocess_data
+import train_network
 from utils import UserError, shown
 
 
@@ -27,17 +29,27 @@ def read_settings(path):
     preprocess_data.mel_filters(found.sample_rate, found.n_mels, found.n_fft)
 
 
+def describe(info):
+    """What evaluation tells of a training."""
+    scores = np.eye(len(info["classes"]))
+    eval_network.measure(scores.argmax(axis=1), scores, scores, {"temperature": 1} | info)
+
+
 def use_weights(path, spectrogram):
     import models
     network, info = models.load(path)
     (_, scores), = models.predict(network, [("sound", spectrogram)], info["temperature"])
     assert scores.shape == (len(info["classes"]),)
+    describe(info)
 
 
 def go_on(path, network):
     """As train_network.resume does."""
     import models
-    _, _, variables = models.load_state(path)
+    info, history, variables = models.load_state(path)
+    recipe = models.RECIPES["default"] | {"epochs": 3}
+    train_network.plan(history, recipe), train_network.chosen(history or [{"loss": 1}], recipe)
+    describe(info)
     try:
         models.assign(network, variables)
     except ValueError as error:
