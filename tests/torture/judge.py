@@ -1,8 +1,9 @@
 """Read damaged files one by one, as the scripts do, and say of each: read, or named in a line, or what went wrong.
 
-    python judge.py KIND FOLDER FILE ...
+    python judge.py FOLDER FILE ...
 
-KIND: spectrograms, settings, weights or state. FOLDER: an undamaged training. One JSON line a file, as it is done.
+FOLDER: an undamaged training. FILE: in a folder that says of which kind it is: spectrograms, settings, weights, state.
+Prints a JSON line a file, as it is done: its path, and read or named.
 """
 import json
 import sys
@@ -56,20 +57,17 @@ def go_on(path, network):
         raise UserError(f"{path}: {error}") from None
 
 
-def reader(kind, folder):
-    if kind == "settings":
-        return read_settings
-    settings = preprocess_data.load_settings(folder / "Preproc")
-    name = next(folder.glob("Preproc/*/*.npy"))
-    if kind == "spectrograms":
-        return lambda path: read_spectrogram(path, settings)
+def readers(folder):
+    """What reads a file of each kind."""
     import models
-    if kind == "weights":
-        spectrogram = np.load(name)
-        return lambda path: use_weights(path, spectrogram)
+    settings = preprocess_data.load_settings(folder / "Preproc")
+    spectrogram = np.load(next(folder.glob("Preproc/*/*.npy")))
     network, info = models.load(folder / "weights.keras")
     models.compile_for(info["network"], network, info["recipe"])
-    return lambda path: go_on(Path(path).with_name(Path(path).name.replace(".unfinished.npz", ".keras")), network)
+    return {"settings": read_settings,
+            "spectrograms": lambda path: read_spectrogram(path, settings),
+            "weights": lambda path: use_weights(path, spectrogram),
+            "state": lambda path: go_on(Path(path.replace(".unfinished.npz", ".keras")), network)}
 
 
 def judge(read, path):
@@ -84,6 +82,7 @@ def judge(read, path):
 
 
 if __name__ == "__main__":
-    read = reader(sys.argv[1], Path(sys.argv[2]))
-    for path in sys.argv[3:]:
-        print(json.dumps([path, judge(read, path)]), flush=True)
+    read = readers(Path(sys.argv[1]))
+    for path in sys.argv[2:]:
+        kind = next(kind for kind in read if f"/{kind}/" in path)
+        print(json.dumps([path, judge(read[kind], path)]), flush=True)
