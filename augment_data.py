@@ -292,8 +292,8 @@ def encoded(y, info):
                 file.write(y[start:start + info.samplerate])
         return data.getbuffer()
     except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{info.name}: expected to write a copy of its format ({info.subtype_info}) beside it, "
-                        f"found: {error}") from None
+        raise UserError(f"{os.fsdecode(info.name)}: expected to write a copy of its format ({info.subtype_info}) "
+                        f"beside it, found: {error}") from None
 
 
 def targets(path, n, overwrite):
@@ -306,7 +306,7 @@ def write_copies(path, n, seed, names, overwrite):
     """Write the copies of one sound that are not there, in its own format. Returns how many. Raises UserError."""
     import soundfile
     y, sample_rate = decode_sound(path)  # (n_samples, n_channels)
-    info = soundfile.info(path)
+    info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
     copies = targets(path, n, overwrite)
     try:
         for k, target in copies.items():

@@ -443,7 +443,7 @@ def main():
     with utils.alone_in(args.preproc, f"{args.preproc}: another run is at work there; waiting for its end"):
         task = Task(args.samples, args.preproc, settings, args.seed, deformations)
         done, errors, n_removed, n_kept = make_spectrograms(task, sorted({*sounds, *copies}), args)
-    n_bad = name_skipped(errors)
+    n_bad = name_skipped(errors, f", all in {args.preproc}/skipped.csv")
     if not done and not n_kept:
         raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
     seconds, took = sum(done.values()), time.perf_counter() - began
@@ -451,7 +451,9 @@ def main():
         say(f"{seconds:.0f} s of sound in {took:.1f} s, {seconds / took:.0f} times real time")
     say(f"{args.preproc}: {len(done)} spectrograms written, {n_kept} kept, {n_removed} removed, "
         f"{n_bad} sounds skipped; {len(others)} other files left alone")
-    utils.say_next("train_network.py", samples=args.samples, preproc=args.preproc)
+    with contextlib.suppress(UserError):  # of spectrograms that training would refuse
+        load_settings(args.preproc)
+        utils.say_next("train_network.py", samples=args.samples, preproc=args.preproc)
     return n_bad
 
 

@@ -171,10 +171,11 @@ def check_classes(names, classes, folder):
     if len(classes) < 2:
         raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
     counts, all_counts = (Counter(map(class_of, some)) for some in (originals(names), names))
-    for name in classes:
-        if counts[name] < 2:
-            raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
-                            f"{all_counts[name] - counts[name]} copies (_augN)")
+    if small := [name for name in classes if counts[name] < 2]:
+        name, others = small[0], ", ".join(small[1:11]) + f" and {len(small) - 11} more" * (len(small) > 11)
+        raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
+                        f"{all_counts[name] - counts[name]} copies (_augN)"
+                        + f"; too few in {others} too" * bool(others))
 
 
 # ---------------------------------------------------------------- how long, at which rate, and which epoch is best

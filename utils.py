@@ -30,6 +30,7 @@ TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does no
 SETTINGS_FILE = "settings.json"
 RATES = 100, 10**7  # Hz, the lowest and the highest of sounds: what damaged headers claim takes hours and gigabytes
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
+MOST_NAMED = 20  # of what is skipped, on the screen
 DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT  # the numbers of its errors
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
@@ -98,7 +99,8 @@ def run(main):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
         n_bad = main()
-        sys.exit(f"{script}: {n_bad} files skipped, named above" if n_bad else 0)
+        named = ", named above" if n_bad <= MOST_NAMED else ", some of them named above"
+        sys.exit(f"{script}: {n_bad} files skipped{named}" if n_bad else 0)
     except UserError as error:
         sys.exit(shown(f"{script}: {error}"))
     except MemoryError:
@@ -342,11 +344,11 @@ def connect(address):
     return client
 
 
-def name_skipped(errors, most=20):
-    """Print what was skipped and why, for_each's dict of UserErrors. Returns how many."""
-    say(*(f"skipped {error}" for error in list(errors.values())[:most]), file=sys.stderr)
-    if len(errors) > most:
-        say(f"and {len(errors) - most} more", file=sys.stderr)
+def name_skipped(errors, listed=""):
+    """Print what was skipped and why, for_each's dict of UserErrors, and where all are `listed`. Returns how many."""
+    say(*(f"skipped {error}" for error in list(errors.values())[:MOST_NAMED]), file=sys.stderr)
+    if len(errors) > MOST_NAMED:
+        say(f"and {len(errors) - MOST_NAMED} more{listed}", file=sys.stderr)
     return len(errors)
 
 
@@ -356,6 +358,8 @@ def name_skipped(errors, most=20):
 def whole_file(path):
     """Yield a temporary path beside `path` that replaces it on success: a file is whole or not there."""
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # as root one could replace /dev/null
+        raise UserError(f"{path}: expected a place for a file, found a device or pipe")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
@@ -459,9 +463,8 @@ def walk(folder, name, above):
         yield f"{name}/"
         return
     for entry in entries:
-        if not os.path.isdir(entry):
-            if os.path.isfile(entry) or not os.path.exists(entry):  # a link to nowhere is for reading to name
-                yield f"{name}/{entry.name}"
+        if not os.path.isdir(entry):  # a link to nowhere, or a pipe, is for reading to name
+            yield f"{name}/{entry.name}"
         elif not entry.name.startswith("."):
             yield from walk(entry.path, f"{name}/{entry.name}", (*above, here))
 
@@ -567,7 +570,7 @@ def open_sound(path):
     import soundfile
     if not os.path.isfile(path):
         raise FileNotFoundError(path)
-    file = soundfile.SoundFile(path)
+    file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)  # a name need not be UTF-8
     if RATES[0] <= file.samplerate <= RATES[1]:
         return file
     raise UserError(f"{path}: expected a sample rate of {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}")

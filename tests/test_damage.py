@@ -259,3 +259,19 @@ def fail_oddly(item):
 def test_mistake_of_ours_in_a_process_is_told_with_its_traceback(jobs):
     with pytest.raises(RuntimeError, match=r"fail_oddly[\s\S]*Odd: odd"):
         list(utils.done(fail_oddly, [1], {}, jobs))
+
+
+def test_sound_whose_name_is_not_utf_8_is_read_copied_and_shown(sounds):
+    for script in ("preprocess_data.py", "augment_data.py"):
+        path = sounds / "Samples/low" / os.fsdecode(b"caf\xe9.wav")
+        path.write_bytes((sounds / "Samples/low/00.wav").read_bytes())
+        run(script, *[1, path] * script.startswith("augment"), cwd=sounds)
+    assert len(list((sounds / "Preproc/low").iterdir())) == 11
+    assert path.with_name(os.fsdecode(b"caf\xe9_aug1.wav")).exists()
+
+
+def test_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: expected a place for a file, found a device or pipe"):
+        utils.save_text(tmp_path / "pipe", "")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1

@@ -121,7 +121,8 @@ def dangling_links(folder):
 def pipes(folder):
     """A pipe that nobody writes to, which would be waited for."""
     os.mkfifo(folder / "Samples/low/pipe.wav")
-    run("preprocess_data.py", cwd=folder)
+    _, err = run("preprocess_data.py", cwd=folder, statuses=(1,))
+    assert "skipped Samples/low/pipe.wav: expected a sound, found a pipe" in err, err
     _, err = run("augment_data.py", 1, "Samples/low/pipe.wav", cwd=folder, statuses=(1,))
     assert "skipped Samples/low/pipe.wav: expected a sound, found a pipe" in err, err
     _, err = run("eval_network.py", "Samples/low/pipe.wav", cwd=folder, statuses=(1,))
