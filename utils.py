@@ -10,6 +10,7 @@ import errno
 import inspect
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -551,11 +552,14 @@ def read_blocks(path):
     a rate beyond RATES.
     """
     with reading(path), open_sound(path) as file:
-        n_samples = 0
+        n_samples, most = 0, math.inf if is_compressed(file) else 16 * os.path.getsize(path)
         # Read as they are and scaled here, 16-bit samples take a third of the time.
         kind = "int16" if file.subtype == "PCM_16" else "float32"
         while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
             n_samples += len(y)
+            if n_samples > most:  # some decoders go on at the end of the file, for as long as its header says
+                raise UserError(f"{path}: expected a sound, found a header that claims {file.frames} samples in a file "
+                                f"of {os.path.getsize(path)} bytes")
             if kind == "int16":
                 y = y * np.float32(2**-15)
             elif not np.abs(y).max() < 1e9:  # what is larger would be infinite when squared
@@ -563,6 +567,11 @@ def read_blocks(path):
             yield y, file.samplerate
     if not n_samples:
         raise UserError(f"{path}: expected a sound, found one of no samples")
+
+
+def is_compressed(file):
+    """Whether a soundfile.SoundFile may hold many samples in a byte."""
+    return file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG"))
 
 
 def open_sound(path):

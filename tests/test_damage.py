@@ -51,6 +51,25 @@ def test_sound_of_few_hertz_is_resampled_in_parts(tmp_path, monkeypatch):
     assert whole.shape == (4, 1001) and np.array_equal(sound_to_spectrogram("a.wav", tmp_path, SETTINGS), whole)
 
 
+def test_header_that_claims_hours_which_its_decoder_would_make_up_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.w64", np.zeros(640), 8000, "GSM610")
+    data = bytearray((tmp_path / "a.w64").read_bytes())
+    start = data.index(b"data") + 16  # a W64's chunks begin with 16 bytes that name them
+    data[start + 4:start + 8] = bytes.fromhex("925e63cc")  # of 8 bytes, the upper ones of a size
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.wav: expected a sound, found a header that claims \d{11,} samples"):
+        sound_to_spectrogram("a.wav", tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("name, format, subtype", [("a.flac", "FLAC", "PCM_16"), ("a.ogg", "OGG", "VORBIS"),
+                                                   ("a.caf", "CAF", "ALAC_16"), ("a.opus", "OGG", "OPUS"),
+                                                   ("a.mp3", "MP3", "MPEG_LAYER_III"), ("a.wav", "WAV", "GSM610")])
+def test_silence_that_takes_few_bytes_is_read_whole(tmp_path, name, format, subtype):
+    soundfile.write(tmp_path / name, np.zeros(80000), 8000, subtype, format=format)
+    n_samples = sum(len(block) for block, _ in utils.read_blocks(tmp_path / name))
+    assert 80000 <= n_samples < 84000
+
+
 # ---------------------------------------------------------------- spectrograms and settings
 
 def npy(array, head=None):
