@@ -285,9 +285,11 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed_with_th
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_pipes_are_no_sounds(sounds):
+def test_pipes_are_no_sounds_and_nobody_waits_for_them(sounds):
     os.mkfifo(sounds / "Samples/low/pipe.wav")
-    assert "30 spectrograms written" in run("preprocess_data.py", cwd=sounds).stdout
+    result = run("preprocess_data.py", cwd=sounds, status=1)
+    assert "skipped Samples/low/pipe.wav: expected a sound, found a pipe or device" in result.stderr
+    assert "30 spectrograms written" in result.stdout
 
 
 def test_bad_sound_is_named_once_with_all_its_copies(sounds):
