@@ -142,7 +142,7 @@ LOCKS = [lock_preproc, lock_class_of_preproc, lock_class, no_listener, lock_soun
          folders_for_files, files_for_folders, dangling_links, pipes]
 
 
-@fault("read-only folders, no permission, a folder for a file, dangling links", len(LOCKS), 5)
+@fault("read-only folders, no permission, a folder for a file, dangling links", len(LOCKS), 4)
 def locked(place, folder, rng):
     """Each of LOCKS in its turn."""
     whole = undisturbed(place, "trained")

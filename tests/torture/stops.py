@@ -32,7 +32,7 @@ from common import (
 
 # ---------------------------------------------------------------- kill -9
 
-@fault("kill -9 of preprocess at a random moment, then the same command", 50, 2)
+@fault("kill -9 of preprocess at a random moment, then the same command", 50)
 def kill_preprocess(place, folder, rng):
     whole, preproc = undisturbed(place, "many"), folder / "Preproc"
     copy_of(whole / "Samples", folder / "Samples")
