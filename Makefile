@@ -18,7 +18,7 @@ test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal tests
 
-torture: .venv/installed  ## what is kept when all goes wrong, 15 minutes; ARGS="--seconds 3600 --seed 1" for longer
+torture: .venv/installed  ## what is kept when all goes wrong, 16 minutes; ARGS="--seconds 3600 --seed 1" for longer
 	.venv/bin/python tests/torture $(ARGS)
 
 .venv/installed: requirements.txt

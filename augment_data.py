@@ -304,9 +304,9 @@ def targets(path, n, overwrite):
 
 def write_copies(path, n, seed, names, overwrite):
     """Write the copies of one sound that are not there, in its own format. Returns how many. Raises UserError."""
-    import soundfile
     y, sample_rate = decode_sound(path)  # (n_samples, n_channels)
-    info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
+    info = utils.open_sound(path)
+    info.close()  # what it is remains known
     copies = targets(path, n, overwrite)
     try:
         for k, target in copies.items():

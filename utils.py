@@ -176,10 +176,13 @@ def attempt_all(function, chunk):
     return [(k, *found) for k, item in chunk for found in attempt(function, item)]
 
 
-def chunked(items):
+def chunked(items, in_order=False):
     """Items with their numbers, up to 16 at a time, for short sounds: to hand over a task takes time."""
     numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
-    return [numbered[start:start + size] for start in range(0, len(numbered), size)]
+    chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
+    if not in_order:
+        random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
+    return chunks
 
 
 def work(function, items, jobs=None):
@@ -193,9 +196,8 @@ def work(function, items, jobs=None):
         yield from itertools.chain.from_iterable(attempt_all(function, [pair]) for pair in enumerate(items))
         return
     from multiprocessing.connection import wait
-    chunks, jobs = deque(chunked(items)), min(jobs or n_cores(), 60)  # Windows waits for no more at once
-    if jobs > 1:
-        random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
+    jobs = min(jobs or n_cores(), 60)  # Windows waits for no more at once
+    chunks = deque(chunked(items, in_order=jobs == 1))
     pending, idle, processes, said = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
     try:
         while chunks or pending or said:
