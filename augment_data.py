@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import io
 import os
@@ -24,10 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from utils import UserError
-
-LOG = "augmentations.csv"
-
+from utils import AUGMENTATIONS, UserError
 
 # ---------------------------------------------------------------- what a copy gets, drawn before anything is altered
 
@@ -253,8 +251,8 @@ def chosen(args, n):
 def parse_args():
     parser = utils.Parser(__doc__)
     parser.add_argument("n", type=utils.number(int, 1, high=10**5), metavar="N", help="copies of each sound")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="sounds, such as Samples/*/*; - reads their names, "
-                        "one a line, from standard input (or ended by NUL, as find -print0 does)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="sounds, folders or patterns, such as Samples; "
+                        "- reads names, one a line, from standard input (or ended by NUL, as find -print0 does)")
     add_choice(parser)
     parser.add_argument("--overwrite", action="store_true", help="make copies again that are there")
     parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core)")
@@ -272,10 +270,35 @@ def read_names(arguments):
             text = os.fsdecode(sys.stdin.buffer.read())
             names += filter(None, text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n"))
         else:
-            names.append(argument)
+            names += expand(argument)
     paths = list(dict.fromkeys(map(Path, names)))
-    sources = [path for path in paths if utils.source_of(path.name) == path.name != LOG and path.name[:1] != "."]
+    copies = find_copies(paths)
+    sources = [path for path in paths
+               if str(path) not in copies and path.name != AUGMENTATIONS and not path.name.startswith(".")]
     return sources, len(paths) - len(sources)
+
+
+def expand(argument):
+    """Return the sounds in a folder and below, the files that match a pattern, or else the argument itself.
+
+    Windows does not expand patterns, nor does any shell between quotes.
+    """
+    if os.path.isdir(argument):
+        return sorted(filter(utils.is_sound, utils.walk(argument, argument, ()))) or [argument]
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]
+    matches = sorted(glob.glob(argument, recursive=True))
+    return [name for match in matches for name in expand(match)] or [argument]
+
+
+def find_copies(paths):
+    """Find the copies among paths, whose sources may be on the disk alone. Returns a dict as utils.find_copies does."""
+    names = [str(path) for path in paths]
+    beside = set()
+    for folder in {os.path.dirname(name) for name in names if utils.COPY.search(name)}:
+        with contextlib.suppress(OSError):  # a name without a file is found when it is read
+            beside.update(os.path.join(folder, name) for name in filter(utils.is_sound, os.listdir(folder or ".")))
+    return utils.find_copies({*names, *beside}, samples="")
 
 
 def encoded(y, info):
@@ -329,15 +352,16 @@ HEADER = ",".join(COLUMNS)
 
 def note(path, k, parameters):
     """Add the line of a copy. Raises UserError where the file is another's."""
-    log, line = path.parent / LOG, io.StringIO()
+    log, line = path.parent / AUGMENTATIONS, io.StringIO()
     csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
-        {"file": utils.harmless(path.name.translate({10: "\\n", 13: "\\r"})), "copy": k, **parameters})
+        {"file": utils.file_cell(path.name), "copy": k, **parameters})
     with utils.alone_in(path.parent), open(log, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         found = os.fsdecode(file.readline()).strip()
         if found not in (HEADER, ""):
-            raise UserError(f"{path}: expected {LOG} beside it to be of copies, found other columns: move it away")
+            raise UserError(f"{path}: expected {AUGMENTATIONS} beside it to be of copies, found other columns: "
+                            "move it away")
         data = os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}")
         try:
             if file.write(data) < len(data):  # a full disk takes half a line
@@ -374,7 +398,7 @@ def main():
     try:
         written, errors = utils.for_each(function, list(to_do), "Augmenting", "", args.jobs)
     finally:
-        for log in {path.parent / LOG for path in sources}:
+        for log in {path.parent / AUGMENTATIONS for path in sources}:
             with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
                 tidy(log)
     n_there = len(sources) * args.n - sum(map(len, to_do.values()))

@@ -16,11 +16,12 @@ import warnings
 from collections import Counter, deque
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import utils
-from preprocess_data import AMIN, TOP_DB, FeatureSettings, listen, mel_filters, sound_to_spectrogram
+from preprocess_data import AMIN, TOP_DB, FeatureSettings, listen, sound_to_spectrogram
 from train_network import SIDES, find_source, originals, read_spectrograms
 from utils import UserError, say, shown
 
@@ -64,11 +65,12 @@ def read_labelled(args, info):
     Raises UserError where there are classes that the weights do not know, or no sound is left.
     """
     source = find_source(args.data or args.samples, args.data or args.preproc, FeatureSettings(**info["features"]))
-    classes = sorted(set(map(utils.class_of, source.names)))
-    if not set(classes) <= set(info["classes"]):
-        raise UserError(f"{args.weights}: expected weights for the classes in {source.folder}/, "
-                        f"{', '.join(classes)}; found weights for {', '.join(info['classes'])}")
-    names = originals(source.names) if args.data else sorted(set(source.names) & set(info["test"]))
+    if unknown := sorted(set(map(utils.class_of, source.names)) - set(info["classes"])):
+        remedy = (f"name its folders as the classes: {', '.join(info['classes'])}" if args.data else
+                  f"to train with them: {' '.join(['python', utils.beside('train_network.py'), '--fresh'])}")
+        raise UserError(f"{source.folder}: holds classes that {args.weights} does not know, {', '.join(unknown)}; "
+                        + remedy)
+    names = originals(source.names, source.copies) if args.data else sorted(set(source.names) & set(info["test"]))
     seen = {*info["train"], *info["validation"], *info.get("seen", [])} & set(names)
     if seen:
         say(f"{source.folder}: training used sounds named as {len(seen)} of these; where they are the same, scores "
@@ -83,26 +85,63 @@ def read_labelled(args, info):
 
 # ---------------------------------------------------------------- numbers
 
-def measure(y, scores, raw, info):
+class Curves(NamedTuple):
+    """The curves of each class against the rest, by its index, and of all decisions together. Both (x, height)."""
+
+    roc: dict  # class index -> (false positive rate, true positive rate), where the class has sounds, but not all
+    precision_recall: dict  # likewise (recall, precision), from the highest recall to none
+    micro_roc: tuple
+    micro_precision_recall: tuple
+
+
+def find_curves(y, scores, show=lambda n: None):
+    """The Curves of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)]; areas follow from them.
+
+    show: is called with the number of classes that are done.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    def find_both(truth, p):
+        fpr, tpr, _ = roc_curve(truth, p)
+        precision, recall, _ = precision_recall_curve(truth, p, drop_intermediate=True)
+        return (fpr, tpr), (recall, precision)
+    counts = np.bincount(y, minlength=scores.shape[1])
+    found = {}
+    for k in np.flatnonzero((counts > 0) & (counts < len(y))):
+        found[k] = find_both(y == k, scores[:, k])
+        show(k + 1)
+    # Of all decisions there are n * n_classes: half as many bits order them as well.
+    micro = find_both((y[:, None] == np.arange(scores.shape[1])).ravel(), scores.astype(np.float32).ravel())
+    return Curves({k: roc for k, (roc, _) in found.items()}, {k: pr for k, (_, pr) in found.items()}, *micro)
+
+
+def average_precision(recall, precision):
+    """The area below a precision-recall curve, in steps, as scikit-learn's average_precision_score has it."""
+    return float(-np.sum(np.diff(recall) * precision[:-1]))
+
+
+def measure(y, scores, raw, info, curves=None):
     """The metrics of class indices y [shape=(n,)] and probabilities [shape=(n, n_classes)], as a dict for JSON.
 
-    raw: the probabilities before calibration. What a class without a sound lacks is NaN, and counts in no macro mean.
+    raw: the probabilities before calibration. curves: find_curves(y, scores), where that is known. What a class without
+    a sound lacks is NaN, and counts in no macro mean.
     """
     import keras
     from scipy.stats import binomtest
     from sklearn import metrics
-    classes, guesses, every = info["classes"], scores.argmax(axis=1), range(len(info["classes"]))
-    truth, n_right = np.eye(len(classes))[y], int((guesses == y).sum())
-    table = metrics.precision_recall_fscore_support(y, guesses, labels=every, zero_division=0)
+    classes, predicted, every = info["classes"], scores.argmax(axis=1), range(len(info["classes"]))
+    curves, n_right = curves or find_curves(y, scores), int((predicted == y).sum())
+    table = metrics.precision_recall_fscore_support(y, predicted, labels=every, zero_division=0)
     values = dict(zip(("precision", "recall", "f1"), np.where(table[3] > 0, table[:3], np.nan)))
-    for key, score in (("auc", metrics.roc_auc_score), ("average_precision", metrics.average_precision_score)):
-        values[key] = [score(y == k, scores[:, k]) if 0 < n < len(y) else math.nan for k, n in enumerate(table[3])]
+    for key, found, area in (("auc", curves.roc, metrics.auc),
+                             ("average_precision", curves.precision_recall, average_precision)):
+        values[key] = [area(*found[k]) if k in found else math.nan for k in every]
     means = {key: float(np.nanmean(row)) if np.isfinite(row).any() else math.nan for key, row in values.items()}
     return {
         "accuracy": n_right / len(y), "accuracy_95": [*binomtest(n_right, len(y)).proportion_ci(method="wilson")],
         "balanced_accuracy": means["recall"], **{f"macro_{key}": value for key, value in means.items()},
-        "micro_auc": metrics.roc_auc_score(truth.ravel(), scores.ravel()),
-        "micro_average_precision": metrics.average_precision_score(truth.ravel(), scores.ravel()),
+        "micro_auc": metrics.auc(*curves.micro_roc),
+        "micro_average_precision": average_precision(*curves.micro_precision_recall),
         "top_3_accuracy": metrics.top_k_accuracy_score(y, scores, k=3, labels=every) if len(every) > 3 else math.nan,
         **calibration(y, scores), "uncalibrated": calibration(y, raw), "temperature": info["temperature"],
         "classes": classes, "support": dict(zip(classes, map(int, table[3]))),
@@ -124,11 +163,11 @@ def calibration(y, scores):
             "calibration_error": float(np.average(np.abs(sure - right), weights=counts))}
 
 
-def in_bins(y, scores):
-    """Of each bin of the guesses' probabilities that is not empty: how many, mean probability, share that is right."""
+def in_bins(y, scores, n_bins=N_BINS):
+    """Of each bin of confidence that is not empty: how many predictions, mean confidence, share that is right."""
     sure, right = scores.max(axis=1), scores.argmax(axis=1) == y
-    rows = np.minimum(sure * N_BINS, N_BINS - 1).astype(int)
-    counts, *sums = (np.bincount(rows, weights, N_BINS) for weights in (None, sure, right))
+    rows = np.minimum(sure * n_bins, n_bins - 1).astype(int)
+    counts, *sums = (np.bincount(rows, weights, n_bins) for weights in (None, sure, right))
     return counts[counts > 0], *(total[counts > 0] / counts[counts > 0] for total in sums)
 
 
@@ -162,55 +201,70 @@ def plain(name):
     return shown(name).replace("$", r"\$")
 
 
-def plot_roc(path, y, scores, report):
+def rounded(value, n):
+    """A score of n sounds for a picture, in no more digits than n can tell: 2 for 3 sounds, 3 for 300, 4 from 1000."""
+    return "none" if math.isnan(value) else f"{value:.{int(np.clip(math.ceil(math.log10(n + 1)), 2, 4))}f}"
+
+
+def plot_roc(path, curves, report):
     """ROC curves of each class against the rest with their averages, whole and on a logarithmic axis."""
-    from sklearn.metrics import roc_curve
-    mean_auc = text_of(report["macro_auc"])
+    n_test = report["n_test"]
+    mean_auc = rounded(report["macro_auc"], n_test)
     with new_figure(path, 12.5, 5) as figure:
         panels = figure.subplots(1, 2)
-        lines = draw_curves(panels, y, scores, report, "auc", lambda *pair: roc_curve(*pair)[:2])
-        grid = np.unique(np.concatenate([x for x, _ in lines]))
-        mean = np.mean([np.interp(grid, *line) for line in lines[:-1] or lines], axis=0)
+        draw_curves(panels, curves.roc, curves.micro_roc, report, "auc")
+        macro = macro_average(list(curves.roc.values()) or [curves.micro_roc])
         for panel in panels:
-            panel.plot(grid, mean, drawstyle="steps-post", color="0.5", lw=2.5, label=f"{mean_auc}  macro average")
+            panel.plot(*macro, color="0.5", lw=2.5, label=f"{mean_auc}  macro average")
             panel.set(xlabel="False positive rate", ylabel="True positive rate")
         panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
-        panels[0].set(title=f"ROC, {report['n_test']} test sounds, macro AUC {mean_auc}")
-        panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / len(y), 1))
+        panels[0].set(title=f"ROC, {n_test} test sounds, macro AUC {mean_auc}")
+        panels[1].set(title="The same where false positives are few", xscale="log", xlim=(0.3 / n_test, 1))
         finish_curves(figure, panels, "AUC  class (sounds)")
 
 
-def plot_precision_recall(path, y, scores, report):
+def macro_average(curves):
+    """The mean height of ROC curves at each false positive rate that one of them has. Returns (x, height)."""
+    x = np.unique(np.concatenate([fpr for fpr, _ in curves]))
+    top = np.mean([np.interp(x, fpr, tpr) for fpr, tpr in curves], axis=0)
+    foot = np.mean([np.interp(-x, -fpr[::-1], tpr[::-1]) for fpr, tpr in curves], axis=0)  # of the rises at x
+    return np.repeat(x, 2), np.stack([foot, top], axis=1).ravel()
+
+
+def plot_precision_recall(path, curves, report):
     """Precision over recall of each class against the rest, and of all decisions together."""
-    from sklearn.metrics import precision_recall_curve
     with new_figure(path, 8, 5) as figure:
         panel = figure.subplots()
-        draw_curves([panel], y, scores, report, "average_precision", lambda *pair: precision_recall_curve(*pair)[1::-1],
+        draw_curves([panel], curves.precision_recall, curves.micro_precision_recall, report, "average_precision",
                     drawstyle="steps-post")
-        mean = text_of(report["macro_average_precision"])
-        panel.set(xlabel="Recall", ylabel="Precision", title=f"{len(y)} test sounds, mean average precision {mean}")
+        n_test = report["n_test"]
+        mean = rounded(report["macro_average_precision"], n_test)
+        panel.set(xlabel="Recall", ylabel="Precision", title=f"{n_test} test sounds, mean average precision {mean}")
         finish_curves(figure, [panel], "AP  class (sounds)")
 
 
-def draw_curves(panels, y, scores, report, key, curve, **style_of_all):
-    """Draw curve(truth, scores) -> (x, height) of each class, labelled with report[key], and of all decisions.
+def draw_curves(panels, curves, micro, report, key, **style_of_all):
+    """Draw the curves of the classes, by index, labelled with report[key], and the one of all decisions.
 
-    Of very many classes the worst stand out from grey. Returns the curves, that of all decisions last.
+    Of very many classes the worst stand out from grey.
     """
-    classes, values = report["classes"], {k: v for k, v in enumerate(report[key].values()) if not math.isnan(v)}
+    names = report["classes"]
+    values = {k: report[key][names[k]] for k in curves}
     worst = sorted(sorted(values, key=values.get)[:MOST_CURVES])
-    styles = {k: dict(color="0.85", lw=0.7) for k in values} | {
-        k: dict(color=COLORS[i % 7], ls=("-", "--", "-.", ":")[i // 7], lw=1.4, zorder=3,
-                label=f"{values[k]:.4f}  {plain(classes[k])} ({report['support'][classes[k]]})")
-        for i, k in enumerate(worst)}
+    styles = {k: dict(color="0.85", lw=0.7) for k in values}
+    for i, k in enumerate(worst):
+        n = report["support"][names[k]]
+        styles[k] = dict(color=COLORS[i % 7], ls=("-", "--", "-.", ":")[i // 7], lw=1.4, zorder=3,
+                         label=f"{rounded(values[k], n)}  {plain(names[k])} ({n})")
+    n_test = report["n_test"]
     if others := [k for k in values if k not in worst]:
-        styles[others[0]]["label"] = f"{len(others)} others, at least {min(values[k] for k in others):.4f}"
-    lines = [curve(y == k, scores[:, k]) for k in styles]
-    lines.append(curve(np.eye(scores.shape[1])[y].ravel(), scores.ravel()))
-    micro = dict(color="0.5", lw=2.5, ls=":", label=f"{report['micro_' + key]:.4f}  micro average")
-    for panel, (line, style) in itertools.product(panels, zip(lines, [*styles.values(), micro])):
-        panel.plot(*line, **style, **style_of_all)
-    return lines
+        lowest = rounded(min(values[k] for k in others), n_test)
+        styles[others[0]]["label"] = f"{len(others)} others, at least {lowest}"
+    label = f"{rounded(report['micro_' + key], n_test)}  micro average"
+    for panel in panels:
+        for k, curve in curves.items():
+            panel.plot(*curve, **styles[k], **style_of_all)
+        panel.plot(*micro, color="0.5", lw=2.5, ls=":", label=label, **style_of_all)
 
 
 def finish_curves(figure, panels, title):
@@ -225,57 +279,96 @@ def plot_confusion(path, y, scores, report):
     """The confusion matrix: a row a true class, shaded by its share and labelled with counts and shares."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     counts, n = confusion_matrix(y, scores.argmax(axis=1), labels=range(scores.shape[1])), scores.shape[1]
+    labels = list(map(plain, report["classes"]))
     with new_figure(path, min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n)) as figure:  # inches
         axes, shares = figure.subplots(), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-        display = ConfusionMatrixDisplay(shares, display_labels=list(map(plain, report["classes"])))
+        display = ConfusionMatrixDisplay(shares, display_labels=labels)
         display.plot(ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=False,
                      im_kw=dict(vmin=0, vmax=1))
         for row, column in np.argwhere(counts):
             axes.text(column, row, f"{counts[row, column]}\n{shares[row, column]:.0%}", ha="center", va="center",
                       fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
         display.im_.colorbar.set_label("share of the true class")
-        axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Guess", ylabel="True class")
+        axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Predicted", ylabel="True class")
+        for k in np.flatnonzero(counts.sum(axis=1) == 0):
+            axes.axhspan(k - 0.5, k + 0.5, facecolor="none", edgecolor="0.8", hatch="///", lw=0)
+            labels[k] += " (no test sound)"
+        axes.set_yticks(range(n), labels)
 
 
 def plot_reliability(path, y, scores, raw, report):
-    """How often guesses of a probability are right, before and after calibration, and how many there are."""
+    """How often predictions of a confidence are right, before and after calibration, and how many there are.
+
+    Few sounds get few bins, and each point its 95 % interval: what is within it may be chance.
+    """
+    n_bins = int(np.clip(len(y) // 20, 3, N_BINS))
     with new_figure(path, 6, 6) as figure:
         panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         panel.plot([0, 1], [0, 1], color="0.8", label="right as often as they say")
         for k, p, name, numbers in ((1, raw, "before", report["uncalibrated"]), (0, scores, "after", report)):
             style = dict(color=COLORS[k], ls=("-", "--")[k], label=f"{name}: error {numbers['calibration_error']:.3f}")
-            panel.plot(*in_bins(y, p)[1:], marker="o", **style)
-            below.hist(p.max(axis=1), N_BINS, range=(0, 1), histtype="step", **style)
-        panel.set(ylabel="Share that is right", title=f"Calibration by temperature {report['temperature']:.2f}, "
-                  f"{len(y)} test sounds")
-        below.set(xlabel="Probability of the guess", ylabel="Sounds", xlim=(0, 1))
+            counts, sure, right = in_bins(y, p, n_bins)
+            panel.errorbar(sure, right, np.abs(right - intervals(counts, right)), marker="o", capsize=3, lw=1.4,
+                           elinewidth=0.7, **style)
+            below.hist(p.max(axis=1), n_bins, range=(0, 1), histtype="step", **style)
+        panel.set(ylabel="Share that is right (95 % interval)", ylim=(-0.02, 1.02),
+                  title=f"Calibration by temperature {report['temperature']:.2f}, {len(y)} test sounds")
+        below.set(xlabel="Confidence", ylabel="Sounds", xlim=(0, 1))
         panel.legend(fontsize=8)
 
 
+def intervals(counts, shares):
+    """Wilson's 95 % intervals of shares of some counts. [shape=(2, n)]"""
+    from scipy.stats import binomtest
+    pairs = [binomtest(round(n * share), int(n)).proportion_ci(method="wilson") for n, share in zip(counts, shares)]
+    return np.array([(pair.low, pair.high) for pair in pairs]).T
+
+
 def plot_mistakes(path, mistakes, spectrograms, report):
-    """The spectrograms of the surest mistakes."""
-    shown, settings = mistakes[:12], FeatureSettings(**report["features"])
-    with new_figure(path, 12, 1 + 2.6 * math.ceil(len(shown) / 4)) as figure:
-        figure.suptitle(f"{len(mistakes)} mistakes among {report['n_test']} test sounds"
-                        + ", the surest" * (len(shown) < len(mistakes)))
-        for k, (name, truth, guess, probability, _) in enumerate(shown):
-            axes = figure.add_subplot(math.ceil(len(shown) / 4), 4, k + 1)
+    """The spectrograms of the surest mistakes, at most twelve."""
+    worst, settings = mistakes[:12], FeatureSettings(**report["features"])
+    n_columns = max(1, min(4, len(worst)))
+    n_rows = math.ceil(len(worst) / n_columns)
+    noun = "mistake" if len(mistakes) == 1 else "mistakes"
+    title = f"{len(mistakes) or 'No'} {noun} among {report['n_test']} test sounds"
+    with new_figure(path, max(5, 3 * n_columns), 1 + 2.6 * n_rows) as figure:
+        figure.suptitle(title + (", the surest" if len(worst) < len(mistakes) else ""))
+        for k, (name, truth, predicted, confidence, _) in enumerate(worst):
+            axes = figure.add_subplot(n_rows, n_columns, k + 1)
             show_spectrogram(axes, spectrograms[name], settings)
-            title = f"{truth}, taken for {guess} ({probability:.2f})\n{name.split('/', 1)[1]}"
-            axes.set_title(plain(title), fontsize=8)
+            lines = f"{truth}, taken for {predicted} ({confidence:.2f})", shorten(name.split("/", 1)[1])
+            axes.set_title("\n".join(map(plain, lines)), fontsize=8)
+
+
+def shorten(text, length=40):
+    """Text for a narrow place: the middle of a long one is left out."""
+    return text if len(text) <= length else f"{text[:length // 2 - 1]}...{text[-length // 2 + 2:]}"
 
 
 def show_spectrogram(axes, spectrogram, settings, seconds=None):
-    """The picture of a spectrogram [shape=(..., n_mels, n_columns)], the mean of its channels, over time."""
+    """The picture of a spectrogram [shape=(..., n_mels, n_columns)], the mean of its channels, over time; its image."""
     image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)
     seconds = seconds or image.shape[1] * settings.hop_length / settings.sample_rate
-    loudest, bands = max(image.max(), 10 * math.log10(AMIN) + TOP_DB), np.linspace(0, len(image) - 1, 6).astype(int)
-    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB, vmax=loudest,
-                extent=(0, seconds, 0, len(image)))
-    filters = mel_filters(settings.sample_rate, settings.n_mels, settings.n_fft).toarray()
-    hertz = filters.argmax(axis=1) * settings.sample_rate / settings.n_fft  # of each band's middle
-    axes.set_yticks(bands + 0.5, [f"{hertz[band]:.0f}" for band in bands])
+    loudest = max(image.max(), 10 * math.log10(AMIN) + TOP_DB)
+    shown_image = axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB, vmax=loudest,
+                              extent=(0, seconds, 0, len(image)))
+    ticks = hertz_ticks(settings)
+    axes.set_yticks(list(ticks.values()), list(ticks))
     axes.set(xlabel="Seconds", ylabel="Hz")
+    return shown_image
+
+
+def hertz_ticks(settings):
+    """Octaves of 1000 Hz that lie apart among the mel bands, as a dict from Hz to the place between 0 and n_mels."""
+    from librosa import mel_frequencies
+    edges = mel_frequencies(n_mels=settings.n_mels + 2, fmax=settings.sample_rate / 2)
+    centres = edges[1:-1]  # Hz, of band k at place k + 0.5
+    ticks, last = {}, math.inf
+    for hertz in 1000 * 2.0 ** np.arange(9, -4, -1):  # down to 125
+        place = float(np.interp(hertz, centres, np.arange(settings.n_mels) + 0.5, left=-1, right=-1))
+        if place >= 0 and last - place >= settings.n_mels / 10:
+            ticks[f"{hertz:g}"] = last = place
+    return ticks
 
 
 def plot_timeline(path, columns, scores, times, info):
@@ -290,7 +383,7 @@ def plot_timeline(path, columns, scores, times, info):
         above.set(yticks=np.arange(len(most)) + 0.5, yticklabels=[plain(classes[k]) for k in most])
         figure.colorbar(image, ax=above, label="Probability")
         above.set_title(plain(path.stem), fontsize=10)
-        show_spectrogram(below, columns, settings, times[-1])
+        figure.colorbar(show_spectrogram(below, columns, settings, times[-1]), ax=below, label="dB")
 
 
 # ---------------------------------------------------------------- what training says and draws
@@ -304,6 +397,8 @@ def describe(info, n_weights, device):
     width = max(len(row[0]) for row in rows)
     for name, *counts in rows:
         say(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
+    if not info["validation"]:
+        say("No validation sounds: the training loss chooses the epoch, and probabilities are not calibrated")
     for side, counts in zip(SIDES, sides):
         if counts and (bare := [name for name in info["classes"] if not counts[name]]):
             say(f"No {side} sound in {', '.join(bare)}; another --seed splits differently")
@@ -348,19 +443,19 @@ def list_sounds(paths):
 
 
 def classify(paths, errors, args, network, info):
-    """Print a line a sound: name, class, probability, runner-up, its probability. Adds to errors what is no sound."""
+    """Print a line a sound: name, class, confidence, runner-up, its probability. Adds to errors what is no sound."""
     import models
     settings, rows = FeatureSettings(**info["features"]), []
     width, name_width = max(map(len, info["classes"])), max((len(str(path)) for path in paths), default=0)
     heard = utils.done(partial(sound_to_spectrogram, folder="", settings=settings), paths, errors)
     try:
         for path, scores in models.predict(network, heard, info["temperature"]):
-            (guess, sure), (other, less) = ((info["classes"][k], scores[k]) for k in np.argsort(-scores)[:2])
-            say(f"{path!s:{name_width}}  {guess:{width}} {sure:.4f}  {other:{width}} {less:.4f}")
-            rows.append([path, guess, f"{sure:.6f}", other, f"{less:.6f}"])
+            (first, sure), (other, less) = ((info["classes"][k], scores[k]) for k in np.argsort(-scores)[:2])
+            say(f"{path!s:{name_width}}  {first:{width}} {sure:.4f}  {other:{width}} {less:.4f}")
+            rows.append([path, first, *(f"{p:.6f}" for p in scores)])
     finally:  # stopped, too
         if args.csv:
-            utils.save_csv(args.csv, [["file", "class", "probability", "runner_up", "runner_up_probability"], *rows])
+            utils.save_csv(args.csv, [["file", "predicted", *info["classes"]], *rows])
 
 
 def flat_name(path):
@@ -432,7 +527,7 @@ def export(path, network, info):
     except (ImportError, ValueError, RuntimeError) as error:  # one for each way that a backend lacks something
         raise UserError(f"--export {path}: expected Keras to export it by {keras.backend.backend()}, with what that "
                         f"takes (with tensorflow: pip install onnx tf2onnx); found {error}") from None
-    filters = mel_filters(settings.sample_rate, settings.n_mels, settings.n_fft).toarray()
+    filters = settings.filters.toarray()
     utils.save_json(path.with_suffix(".json"), {
         "classes": info["classes"], "features": info["features"], "amin": AMIN, "top_db": TOP_DB,
         "mel_filters": [dict(first_bin=int(np.argmax(row > 0)), weights=row[row > 0].tolist()) for row in filters],
@@ -458,8 +553,8 @@ def tell(report, mistakes):
         say(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}"
             + ("" if n else "  no test sound: counts in no mean"))
     say("", f"Mistakes: {len(mistakes)}" + (", the surest first" if mistakes else ""))
-    for name, _, guess, probability, _ in mistakes[:20]:
-        say(f"  {name}: taken for {guess} ({probability:.3f})")
+    for name, _, predicted, confidence, _ in mistakes[:20]:
+        say(f"  {name}: taken for {predicted} ({confidence:.3f})")
     if len(mistakes) > 20:
         say(f"  and {len(mistakes) - 20} more in mistakes.csv")
     say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {{:.4f}} to {{:.4f}}), ".format(*report["accuracy_95"])
@@ -469,29 +564,50 @@ def tell(report, mistakes):
         f"{report['uncalibrated']['calibration_error']:.4f}")
 
 
+def score_sounds(network, names, spectrograms):
+    """The class probabilities of sounds before calibration, behind a bar. [shape=(n_sounds, n_classes)]"""
+    import models
+    sounds = ((name, spectrograms[name]) for name in names)
+    numbered = ((k, row) for k, (_, row) in enumerate(models.predict(network, sounds)))
+    raw = np.empty((len(names), network.output_shape[-1]))
+    for k, row in utils.progress(numbered, names, "Scoring"):
+        raw[k] = row
+    return raw
+
+
+def write_scores(path, columns, rows):
+    """Write a table of (file, class, predicted class, probabilities), row by row: a large one is never in memory."""
+    lines = ([*row[:3], *(f"{p:.6f}" for p in row[3:])] for row in rows)
+    utils.save_csv(path, itertools.chain([["file", "class", "predicted", *columns]], lines))
+
+
 def evaluate(args, network, info):
     """Score labelled sounds, and write all that is to be known of it. Returns how many cannot be read."""
     import models
     spectrograms, n_bad = read_labelled(args, info)
     folder = args.results / flat_name(args.data) if args.data else args.results
     names, classes = list(spectrograms), info["classes"]
-    sounds = ((name, spectrograms[name]) for name in names)
-    raw = np.stack([row for _, row in models.predict(network, sounds)])  # (n_test, n_classes)
-    scores, y = models.calibrated(raw, info["temperature"]), models.one_hot(names, classes).argmax(axis=1)
+    raw = score_sounds(network, names, spectrograms)
+    scores, y = models.calibrated(raw, info["temperature"]), models.class_indices(names, classes)
+    with utils.bar("Measuring", len(classes) + 1, transient=True) as show:
+        curves = find_curves(y, scores, show)
+    report = measure(y, scores, raw, info, curves) | {"data": str(args.data or args.samples)}
     rows = [(name, classes[k], classes[row.argmax()], row.max(), row[k]) for name, k, row in zip(names, y, scores)]
     mistakes = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
-    report = measure(y, scores, raw, info) | {"data": str(args.data or args.samples)}
     tell(report, mistakes)
-    utils.save_json(folder / "metrics.json", report)
-    for name, head, lines in (("scores", classes, [(*row[:3], *p) for row, p in zip(rows, scores)]),
-                              ("mistakes", ["probability", "probability_of_class"], mistakes)):
-        utils.save_csv(folder / f"{name}.csv", [["file", "class", "guess", *head], *(
-            [*line[:3], *(f"{p:.6f}" for p in line[3:])] for line in lines)])
-    plot_roc(folder / f"roc_curves.{args.format}", y, scores, report)
-    plot_precision_recall(folder / f"precision_recall.{args.format}", y, scores, report)
-    plot_confusion(folder / f"confusion_matrix.{args.format}", y, scores, report)
-    plot_reliability(folder / f"reliability.{args.format}", y, scores, raw, report)
-    plot_mistakes(folder / f"mistakes.{args.format}", mistakes, spectrograms, report)
+    files = {
+        "metrics.json": (utils.save_json, report),
+        "scores.csv": (write_scores, classes, ((*row[:3], *p) for row, p in zip(rows, scores))),
+        "mistakes.csv": (write_scores, ["probability", "probability_of_class"], mistakes),
+        f"roc_curves.{args.format}": (plot_roc, curves, report),
+        f"precision_recall.{args.format}": (plot_precision_recall, curves, report),
+        f"confusion_matrix.{args.format}": (plot_confusion, y, scores, report),
+        f"reliability.{args.format}": (plot_reliability, y, scores, raw, report),
+        f"mistakes.{args.format}": (plot_mistakes, mistakes, spectrograms, report)}
+    with utils.bar("Writing", len(files), transient=True) as show:
+        for n, (name, (write, *data)) in enumerate(files.items()):
+            show(n, name)
+            write(folder / name, *data)
     say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the pictures, .{args.format}")
     return n_bad
 
@@ -501,6 +617,7 @@ def main():
     sounds, errors = list_sounds(args.sounds)
     if args.timeline and (twins := [name for name, n in Counter(map(flat_name, sounds)).items() if n > 1]):
         raise UserError(f"--timeline: expected recordings whose results differ in name, found several {twins[0]}")
+    utils.check_weights_path(args.weights)
     import models
     network, info = models.load(args.weights)
     if args.export:

@@ -15,14 +15,13 @@ import tempfile
 import time
 import zipfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 
 from preprocess_data import AMIN, TOP_DB, FeatureSettings
-from utils import DISK_FULL, UserError, bar, class_of, say, whole_file
+from utils import DISK_FULL, UserError, bar, check_weights_path, class_of, say, whole_file
 
 
 @contextlib.contextmanager
@@ -49,6 +48,7 @@ with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
     from keras import layers
 
 INFO_FILE = "training.json"
+DEFAULTS = {"temperature": 1, "seen": [], "learned": []}  # of trainings that do not tell
 KEPT_OF_EPOCHS = "epoch", "learning_rate", "loss", "accuracy", "seconds", "clips_per_second"
 # What Keras may build of a weights file: the parts of our networks. Others may read files, or run what they bring.
 OURS = frozenset("None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
@@ -85,16 +85,44 @@ def windows_of(spectrogram, n_frames):
     return np.stack([padded[..., start:start + n_frames] for start in starts])
 
 
+def class_indices(names, classes):
+    """The place of each sound's class among the classes. [shape=(len(names),), int]"""
+    index = {name: k for k, name in enumerate(classes)}
+    return np.array([index[class_of(name)] for name in names])
+
+
 def one_hot(names, classes):
     """The classes of sounds as rows of zeros and a one. [shape=(len(names), len(classes)), float32]"""
-    index = {name: k for k, name in enumerate(classes)}
-    return np.eye(len(classes), dtype=np.float32)[[index[class_of(name)] for name in names]]
+    return np.eye(len(classes), dtype=np.float32)[class_indices(names, classes)]
+
+
+def class_weights(targets, kind):
+    """What each class counts in the loss: "balanced", so that all classes count alike, or "none". [shape=(n_classes,)]
+
+    targets: one-hot rows of the training sounds [shape=(n_sounds, n_classes)].
+    """
+    if kind == "none":
+        return np.ones(targets.shape[1], np.float32)
+    from sklearn.utils.class_weight import compute_class_weight
+    y = targets.argmax(axis=1)
+    return compute_class_weight("balanced", classes=np.arange(targets.shape[1]), y=y).astype(np.float32)
+
+
+def weighted(targets, weights):
+    """Weigh each class's part of mixed targets. Returns targets whose rows sum to one, and each row's weight.
+
+    Keras's class_weight would weigh a whole row by its largest part, and so a rare class that is mixed in too little.
+    """
+    parts = targets * weights  # (batch_size, n_classes)
+    total = parts.sum(axis=1)  # (batch_size,)
+    return parts / total[:, None], total
 
 
 class Batches(keras.utils.PyDataset):
     """Training batches: a window of each sound, in an order and with changes that follow from seed and epoch.
 
-    Yields windows [shape=(batch_size, ..., n_mels, n_frames), float32, dB], targets [shape=(batch_size, n_classes)].
+    Yields windows [shape=(batch_size, ..., n_mels, n_frames), float32, dB], targets [shape=(batch_size, n_classes)]
+    and what each window counts in the loss [shape=(batch_size,)].
     fill: what masks put in, a level a band. host: (k, n) for the part of each batch of the k-th of n hosts.
     """
 
@@ -105,6 +133,7 @@ class Batches(keras.utils.PyDataset):
         self.spectrograms, self.names, self.fill, self.host = spectrograms, info["train"], fill, host
         self.targets, self.n_frames = one_hot(info["train"], info["classes"]), info["n_frames"]
         self.recipe, self.seed = info["recipe"], info["seed"]
+        self.class_weights = class_weights(self.targets, self.recipe["class_weights"])
         # A small set comes round several times in an epoch: patience is counted in epochs.
         self.n_steps = max(math.ceil(len(self.names) / self.recipe["batch_size"]), self.recipe["min_steps"])
         self.begin(0)
@@ -124,9 +153,10 @@ class Batches(keras.utils.PyDataset):
         x = np.stack([self.window(self.spectrograms[self.names[row]], rng) for row in rows])
         x, y = self.mixed(x, self.targets[rows], rng)
         self.mask(x, rng)
+        y, weights = weighted(y, self.class_weights)
         y = y * (1 - self.recipe["smoothing"]) + self.recipe["smoothing"] / y.shape[1]
         k, n_hosts = self.host
-        return np.array_split(x, n_hosts)[k], np.array_split(y, n_hosts)[k]
+        return tuple(np.array_split(array, n_hosts)[k] for array in (x, y, weights))
 
     def window(self, spectrogram, rng):
         """A random window; of a sound that fits, one that holds it whole or all but a little."""
@@ -204,17 +234,28 @@ RECIPES = {  # what each network is trained with unless a flag says otherwise
 }
 
 
+def band_statistics(spectrograms):
+    """The mean and variance of each mel band. Both [shape=(..., n_mels)].
+
+    Each sound counts alike, whatever its length: an hour of silence would outweigh a thousand short sounds.
+    """
+    n, mean, square = 0, 0.0, 0.0  # summed as they come: they need not be in memory together
+    for s in spectrograms:
+        n += 1
+        mean = mean + s.mean(axis=-1, dtype=float)
+        square = square + np.einsum("...t,...t->...", s, s, dtype=float) / s.shape[-1]
+    mean, square = mean / n, square / n
+    return mean, np.maximum(square - mean**2, 0) + 1e-3  # silence has no variance
+
+
 def build(name, recipe, spectrograms, n_classes, n_frames):
     """The network `name` for windows [shape=(batch, n_mels, n_frames)] in dB -> class probabilities.
 
     Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds. Windows of several
     channels [shape=(batch, channels, n_mels, n_frames)] are as well, each channel for itself.
     """
-    n, total, squares = 0, 0, 0  # summed as they come: they need not be in memory together
-    for s in spectrograms:
-        n, total, squares = n + s.shape[-1], total + s.sum(-1, float), squares + np.square(s, dtype=float).sum(-1)
-    mean, shape = total / n, total.shape  # (..., n_mels)
-    variance = np.maximum(squares / n - mean**2, 0) + 1e-3  # silence has none
+    mean, variance = band_statistics(spectrograms)
+    shape = mean.shape  # (..., n_mels)
     inputs = keras.Input((*shape, n_frames))
     x = layers.Normalization(axis=tuple(range(1, 1 + len(shape))), mean=mean, variance=variance)(inputs)
     x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
@@ -283,7 +324,7 @@ def load_state(weights):
     try:
         with np.load(path, allow_pickle=False) as state:
             info, history = json.loads(state["said"].tobytes())
-            check({"temperature": 1, "seen": []} | info)
+            check(DEFAULTS | info)
             if not all(set(KEPT_OF_EPOCHS) <= row.keys() and {*map(type, row.values())} <= {int, float}
                        for row in history):
                 raise ValueError("epochs without numbers")
@@ -364,14 +405,14 @@ def devices(n, batch_size):
     return parallel.scope, (jax.process_index(), jax.process_count())
 
 
-def fit_epoch(network, batches, epoch, weights):
+def fit_epoch(network, batches, epoch):
     """Train for an epoch, behind a bar on a terminal. Returns loss, accuracy and clips per second."""
     began = time.perf_counter()
     with bar(f"epoch {epoch + 1}", len(batches), transient=True) as show:
         watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: show(step + 1))
         batches.begin(epoch)
         logs = network.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False,
-                           class_weight=weights, callbacks=[watch] if sys.stdout.isatty() else []).history
+                           callbacks=[watch] if sys.stdout.isatty() else []).history
     n_clips, seconds = len(batches) * batches.recipe["batch_size"], time.perf_counter() - began
     return {"loss": logs["loss"][0], "accuracy": logs["accuracy"][0],
             "seconds": seconds, "clips_per_second": n_clips / seconds}
@@ -390,7 +431,7 @@ def save(network, info, path):
 def check(info):
     """Raise an error, of one kind or another, where info is not such as training saves."""
     FeatureSettings(**info["features"])
-    lists = [info[key] for key in ("classes", "train", "validation", "test", "seen")]
+    lists = [info[key] for key in ("classes", "train", "validation", "test", "seen", "learned")]
     kinds = [type(info[key]) for key in ("seed", "n_frames")], type(info.get("recipe", {}))
     if not (kinds == ([int, int], dict) and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3
             and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
@@ -403,7 +444,7 @@ def load_info(path):
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
-        info = {"temperature": 1, "seen": []} | json.loads(archive.read(INFO_FILE))
+        info = DEFAULTS | json.loads(archive.read(INFO_FILE))
     check(info)
     return info
 
@@ -425,11 +466,7 @@ def load_both(path):
 
 def load(path, read=load_both):
     """What `read` finds in a weights file. Raises UserError for a file that is missing or not one."""
-    if not Path(path).is_file():
-        found = "a folder" if Path(path).is_dir() else "nothing there"
-        raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}")
-    if Path(path).suffix != ".keras":  # Keras would read a .h5 in another way, without a look at its layers
-        raise UserError(f"{path}: expected a name that ends in .keras, found another")
+    check_weights_path(path)
     try:
         return read(path)
     except Exception as error:  # zip, HDF5, JSON and Keras have a kind of their own for each way to be wrong

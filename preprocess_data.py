@@ -14,12 +14,11 @@ import itertools
 import json
 import math
 import os
-import re
 import time
 import warnings
 import zlib
 from collections import Counter
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before a
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
 MOST_DB = 1000.0  # of samples below 1e9 it is 540
 MAX_RATE = 10**6  # Hz, of spectrograms
+TELLING_SHARE = 0.25  # by which classes may differ in their share of low sample rates
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
@@ -52,9 +52,18 @@ class FeatureSettings:
     channels: int = 1  # 1: their mean; more: so many are kept
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        for name, value in dataclasses.asdict(self).items():
             if type(value) is not int or not 1 <= value <= 2**20:
                 raise ValueError(f"{name} {value!r}")
+
+    @cached_property
+    def filters(self):
+        """librosa's mel filters, sparse because 98 in 100 weights are zero. [shape=(n_mels, 1 + n_fft // 2)]"""
+        return mel_filters(self.sample_rate, self.n_mels, self.n_fft)
+
+    def __getstate__(self):
+        """What goes to another process: the filters too, so that it need not load librosa, which takes a second."""
+        return {**dataclasses.asdict(self), "filters": self.filters}
 
     def __str__(self):
         return (f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, hop_length {self.hop_length}"
@@ -69,41 +78,31 @@ def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, chan
     """
     scale = 2.0 ** round(np.log2(sample_rate / 44100))
     n_mels, hop_length = n_mels or 96, hop_length or max(1, round(512 * scale))
-    if n_fft is None:
-        n_fft = max(16, round(2048 * scale))
-        while n_empty_filters(sample_rate, n_mels, n_fft) and n_fft < sample_rate:
-            n_fft *= 2
-    if empty := n_empty_filters(sample_rate, n_mels, n_fft):
-        raise UserError(f"--n-fft {n_fft} at {sample_rate} Hz: expected a bin in each of {n_mels} mel filters, "
-                        f"found {empty} empty; take a larger --n-fft or a smaller --n-mels")
-    if hop_length > n_fft:
-        raise UserError(f"--hop-length {hop_length}: expected at most the window, {n_fft} samples; "
+    settings = FeatureSettings(sample_rate, n_mels, n_fft or max(16, round(2048 * scale)), hop_length, channels)
+    while n_fft is None and n_empty_filters(settings) and settings.n_fft < sample_rate:
+        settings = dataclasses.replace(settings, n_fft=2 * settings.n_fft)
+    if empty := n_empty_filters(settings):
+        raise UserError(f"--n-fft {settings.n_fft} at {sample_rate} Hz: expected a bin in each of {n_mels} mel "
+                        f"filters, found {empty} empty; take a larger --n-fft or a smaller --n-mels")
+    if hop_length > settings.n_fft:
+        raise UserError(f"--hop-length {hop_length}: expected at most the window, {settings.n_fft} samples; "
                         "those between windows would never be heard")
-    return FeatureSettings(sample_rate, n_mels, n_fft, hop_length, channels)
+    return settings
 
 
 @lru_cache(maxsize=8)
 def mel_filters(sample_rate, n_mels, n_fft):
-    """Slaney's mel filters, those of librosa.filters.mel, whose import takes longer than a thousand sounds.
-
-    Sparse because 98 in 100 weights are zero. [shape=(n_mels, 1 + n_fft // 2)]
-    """
+    """FeatureSettings.filters, made once for all settings that have the same."""
     import scipy.sparse
-    top = sample_rate / 2
-    # Slaney's scale: 15 mels up to 1 kHz, evenly; above, 27 mels for each factor of 6.4.
-    top_mel = 15 * top / 1000 if top < 1000 else 15 + 27 * np.log(top / 1000) / np.log(6.4)
-    mel = np.linspace(0, top_mel, n_mels + 2)
-    edges = np.where(mel < 15, mel * 1000 / 15, 1000 * 6.4 ** ((mel - 15) / 27))[:, None]  # (n_mels + 2, 1), Hz
-    bins = np.arange(1 + n_fft // 2) * sample_rate / n_fft  # (1 + n_fft // 2,), Hz
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])  # (n_mels, 1 + n_fft // 2)
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    return scipy.sparse.csr_array(triangles * 2 / (edges[2:] - edges[:-2]))  # each of area 1
+    from librosa.filters import mel
+    with warnings.catch_warnings(action="ignore"):  # of empty filters, which default_settings counts
+        filters = mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, dtype=np.float64)
+    return scipy.sparse.csr_array(filters)
 
 
-def n_empty_filters(sample_rate, n_mels, n_fft):
+def n_empty_filters(settings):
     """How many mel filters fall between two FFT bins and would be silent for ever."""
-    return int((mel_filters(sample_rate, n_mels, n_fft).max(axis=1).toarray() == 0).sum())
+    return int((settings.filters.max(axis=1).toarray() == 0).sum())
 
 
 def convert(blocks, settings):
@@ -174,7 +173,7 @@ def block_in_db(y, settings):
     # In float64: a float32 FFT strays from librosa by up to 1e-3 dB in the bins far below a tone.
     spectrum = scipy.fft.rfft(frames.T, axis=0)  # (1 + n_fft // 2, channels * n_frames)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    mel = mel_filters(settings.sample_rate, settings.n_mels, n_fft) @ power  # (n_mels, channels * n_frames)
+    mel = settings.filters @ power  # (n_mels, channels * n_frames)
     db = 10 * np.log10(np.maximum(mel, AMIN))
     return db.astype(np.float32).reshape(settings.n_mels, settings.channels, -1).swapaxes(0, 1)
 
@@ -225,42 +224,69 @@ def load_settings(preproc):
         raise UserError(f"{path}: expected settings of finished preprocessing, found none; preprocess again") from None
 
 
-@lru_cache(maxsize=4096)
-def parse_header(head):
-    """The shape, order, type and offset of an array from the first bytes of its .npy file: half the time of loading."""
-    file = io.BytesIO(head)
-    np.lib.format.read_magic(file)
-    with warnings.catch_warnings(action="error"):  # of headers that NumPy would mend
-        return *np.lib.format.read_array_header_1_0(file), file.tell()
+def map_spectrogram(name, folder, settings):
+    """The spectrogram of one sound in `folder`, memory-mapped: frames that nobody looks at are not read.
+
+    float32 [shape=(..., n_mels, n_frames)], read-only. Raises UserError for a file that is not one.
+    """
+    path = f"{folder}/{name}.npy"
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # this reader knows no pickles
+    except Exception as error:  # a damaged header has many ways to be wrong
+        raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
+    expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
+    if array.dtype != np.float32 or array.shape[:-1] != expected or not array.size:
+        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
+                        f"{array.shape}; remove it and preprocess again")
+    return np.asarray(array)
 
 
 def load_spectrogram(name, folder, settings):
-    """The spectrogram of one sound from `folder`. Raises UserError for a file that is not one."""
-    path = f"{folder}/{name}.npy"
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-        shape, by_columns, dtype, offset = parse_header(data[:128])
-        array = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if by_columns else "C")
-    except Exception as error:  # a damaged header has many ways to be wrong; what it says is never run
-        raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
-    expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
-    right = array.dtype == np.float32 and array.shape[:-1] == expected and array.size
-    if not right or not np.abs(array).max() < MOST_DB:
-        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found {array.dtype} of shape "
-                        f"{array.shape}{' with NaN or no decibels' * bool(right)}; remove it and preprocess again")
+    """The whole spectrogram of one sound from `folder`, in memory. Raises UserError, for values that are no dB too."""
+    array = np.array(map_spectrogram(name, folder, settings))
+    if not max(array.max(), -array.min()) < MOST_DB:
+        raise UserError(f"{folder}/{name}.npy: expected decibels, found NaN or values beyond them; "
+                        "remove it and preprocess again")
     return array
 
 
 # ---------------------------------------------------------------- the command
 
-def rate_of_most(samples, names, n=1000):
-    """The sample rate in Hz that most of the sounds have, or most of n of them; of equals the higher."""
-    looked_at = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]  # one sound more moves one at most
-    rates = Counter(min(rate, MAX_RATE) for _, rate in utils.done(partial(rate_of, samples), looked_at, {}))
+def choose_settings(samples, names, sample_rate=None, **given):
+    """default_settings for a sample rate, or the one that most sounds in `samples` have; of equals the higher.
+
+    Says so where the rate of a sound tells its class. Raises UserError where no sound can be read.
+    """
+    rates = read_rates(samples, names)
     if not rates:
         raise UserError(f"{samples}: expected sounds, found {len(names)} files that cannot be read, as {names[0]}")
-    return max(rates, key=lambda rate: (rates[rate], rate))
+    if sample_rate is None:
+        counts = Counter(min(rate, MAX_RATE) for rate in rates.values())
+        sample_rate = max(counts, key=lambda rate: (counts[rate], rate))
+    note_telling_rates(rates, sample_rate)
+    return default_settings(sample_rate, **given)
+
+
+def read_rates(samples, names, n=1000):
+    """The sample rates in Hz of sounds, or of n of them that their names choose. Returns a dict from name to rate."""
+    looked_at = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))[:n]  # one sound more moves one at most
+    return dict(utils.done(partial(rate_of, samples), looked_at, {}))
+
+
+def note_telling_rates(rates, sample_rate):
+    """Say so where many sounds of some classes, and few of others, were recorded below sample_rate.
+
+    They lack the high frequencies that the others have: a network would learn the recorder, not the class.
+    """
+    counts = {}  # of each class: how many sounds have which rate
+    for name, rate in rates.items():
+        counts.setdefault(utils.class_of(name), Counter())[rate] += 1
+    low = {c: sum(n for rate, n in some.items() if rate < sample_rate) / some.total() for c, some in counts.items()}
+    most, least = (choose(sorted(low), key=low.get) for choose in (max, min))
+    if low[most] - low[least] > TELLING_SHARE:
+        usual = {rate for some in counts.values() for rate, n in some.items() if n >= some.total() / 10}
+        say(f"Sample rates tell classes apart: {low[most]:.0%} of {most} is recorded below {sample_rate} Hz, but "
+            f"{low[least]:.0%} of {least}; --sample-rate {min(usual)} removes this clue")
 
 
 def rate_of(samples, name):
@@ -314,8 +340,8 @@ class Task(NamedTuple):
 
     def origin(self, name):
         """The sound's name, and the number of the copy that is to be made of it: 0 for the sound itself."""
-        copy = None if os.path.lexists(self.samples / name) else re.search(r"_aug(\d+)\.[^./]*$", name)
-        return (utils.source_of(name), int(copy[1])) if copy else (name, 0)
+        copy = None if os.path.lexists(self.samples / name) else utils.COPY.search(name)
+        return (utils.COPY.sub("", name), int(copy[1])) if copy else (name, 0)
 
     def target(self, name):
         return Path(self.preproc, name + ".npy")
@@ -366,7 +392,8 @@ def tidy(preproc, wanted):
     if former and not Path(preproc, SETTINGS_FILE).exists():
         raise UserError(f"{preproc}: expected an empty folder or one of earlier preprocessing, "
                         f"found {len(former)} .npy files without {SETTINGS_FILE}")
-    gone = [name for name in set(former) - set(wanted) if not name.startswith(locked_folders(wanted))]
+    locked = locked_folders(wanted)
+    gone = [name for name in set(former) - set(wanted) if not name.startswith(locked)]
     for name in gone:
         Path(preproc, name + ".npy").unlink()
     for folder, subfolders, files in os.walk(preproc, topdown=False):
@@ -410,9 +437,6 @@ def make_spectrograms(task, names, args):
     if args.dask:
         tidy(task.preproc, names)  # a worker that was lost may have left a temporary file
     errors = {task.origin(name)[0]: error for name, error in errors.items()}  # a sound and its copies count once
-    for class_name in list_classes(task.samples):  # an empty class is for training to name
-        with contextlib.suppress(OSError):  # that its sounds could not be written is said
-            Path(task.preproc, class_name).mkdir(exist_ok=True)
     if left and found != new:
         say(f"{task.preproc}: {len(left)} spectrograms of other settings could not be replaced, as {left[0]}.npy; "
             "training refuses until they are, or are removed")
@@ -424,6 +448,25 @@ def make_spectrograms(task, names, args):
     return done, errors, n_removed, len(names) - len(to_do)
 
 
+def describe_classes(samples, sounds):
+    """How many classes there are, the smallest and the largest; what a single one, or one without sounds, may mean."""
+    counts = Counter(map(utils.class_of, sounds))
+    if len(counts) == 1:
+        only, = counts
+        deeper = len({name.split("/")[1] for name in sounds if name.count("/") > 1})
+        text = f"1 class, {only}"
+        if deeper:
+            text += f"; its {deeper} subfolders are no classes, --samples {Path(samples, only)} makes them so"
+    else:
+        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
+        sizes = f"{counts[least]} each"
+        if counts[least] < counts[most]:
+            sizes = f"{counts[least]} ({least}) to {counts[most]} ({most})"
+        text = f"{len(counts)} classes, {sizes}"
+    empty = [name for name in list_classes(samples) if name not in counts]
+    return text + (f"; no sounds in {', '.join(empty)}" if empty else "")
+
+
 def main():
     args = parse_args()
     deformations = augment_data.chosen(args, args.augment)
@@ -433,11 +476,13 @@ def main():
         utils.connect(args.dask).close()  # a wrong address is found before anything is changed
         args.samples, args.preproc = args.samples.resolve(), args.preproc.resolve()
     sounds, others = utils.find_sounds(args.samples)
-    settings = default_settings(args.sample_rate or rate_of_most(args.samples, sounds),
-                                args.n_mels, args.n_fft, args.hop_length, args.channels)
-    copies = (augment_data.copy_name(name, k) for name in sounds if name == utils.source_of(name)
+    say(f"{args.samples}: {len(sounds)} sounds in {describe_classes(args.samples, sounds)}")
+    settings = choose_settings(args.samples, sounds, args.sample_rate, n_mels=args.n_mels, n_fft=args.n_fft,
+                               hop_length=args.hop_length, channels=args.channels)
+    there = utils.find_copies(sounds, args.samples)
+    copies = (augment_data.copy_name(name, k) for name in sounds if name not in there
               for k in range(1, args.augment + 1))
-    say(f"{args.samples}: {len(sounds)} sounds; {settings}")
+    say(f"Features: {settings}")
     began = time.perf_counter()
     args.preproc.mkdir(parents=True, exist_ok=True)
     with utils.alone_in(args.preproc, f"{args.preproc}: another run is at work there; waiting for its end"):

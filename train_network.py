@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,10 +25,11 @@ import numpy as np
 import preprocess_data
 import utils
 from preprocess_data import FeatureSettings, load_settings, load_spectrogram, sound_to_spectrogram
-from utils import UserError, class_of, say, source_of
+from utils import UserError, class_of, say
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.15  # the latter of the sounds that are not for testing
 SIDES = "train", "validation", "test"
+MIN_PROGRESS = 1e-3  # of a loss: one near zero can fall by 5 % for ever
 LOG, CURVES = "training_log.csv", "training_curves.png"
 
 
@@ -35,6 +38,7 @@ LOG, CURVES = "training_log.csv", "training_curves.png"
 class Source(NamedTuple):
     folder: Path  # Preproc/, or Samples/
     names: list  # of the sounds there, sorted
+    copies: dict  # those of them that are copies, each with its source
     classes: list  # names of the class folders, sorted
     settings: FeatureSettings
     read: Callable  # (name, folder, settings) -> spectrogram
@@ -49,18 +53,20 @@ def find_source(samples, preproc, settings=None):
     kept = load_settings(preproc)
     if kept is not None and settings in (None, kept):
         names = utils.list_spectrograms(preproc)
-        return Source(preproc, names, utils.list_classes(preproc), kept, load_spectrogram, lock)
+        copies = utils.find_copies(names, samples)
+        return Source(preproc, names, copies, utils.list_classes(preproc), kept, load_spectrogram, lock)
     if kept is not None and samples == preproc:
         raise UserError(f"{preproc}: expected spectrograms made with {settings}, found {kept}")
     if kept is not None:
         say(f"{preproc}: made with other settings than the weights; reading {samples} instead")
     names, _ = utils.find_sounds(samples)
-    settings = settings or preprocess_data.default_settings(preprocess_data.rate_of_most(samples, names))
-    return Source(samples, names, utils.list_classes(samples), settings, sound_to_spectrogram, lock)
+    settings = settings or preprocess_data.choose_settings(samples, names)
+    copies = utils.find_copies(names, samples)
+    return Source(samples, names, copies, utils.list_classes(samples), settings, sound_to_spectrogram, lock)
 
 
 class Streamed(dict):
-    """Spectrograms by name that do not fit into memory together: each is read by read(name) when it is asked for."""
+    """Spectrograms by name that do not fit into memory together: each is mapped by read(name) when it is asked for."""
 
     def __init__(self, names, read, lock):
         super().__init__(names)
@@ -83,7 +89,8 @@ def read_spectrograms(source, names, memory=None):
     """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
 
     Returns a mapping from name to spectrogram in the order of names, and how many could not be read. Where the files
-    hold more than `memory` bytes, each is read once now to find the bad ones, and again whenever it is asked for.
+    hold more than `memory` bytes, each is read once now to find the bad ones. After that each is memory-mapped when it
+    is asked for, so that only the frames that a window shows are read.
     """
     read = partial(source.read, folder=source.folder, settings=source.settings)
     files = [f"{source.folder}/{name}.npy" for name in names if source.read is load_spectrogram]
@@ -95,31 +102,43 @@ def read_spectrograms(source, names, memory=None):
         source.lock.close()
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
         + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
-    return found if held else Streamed(found, read, source.lock), utils.name_skipped(errors)
+    if not held:
+        read = partial(preprocess_data.map_spectrogram, folder=source.folder, settings=source.settings)
+        found = Streamed(found, read, source.lock)
+    return found, utils.name_skipped(errors)
 
 
 # ---------------------------------------------------------------- the split
 
-def group_of(name, groups=None):
-    """What must stay on one side of a split: the matched part of the file's name, else the sound's source."""
-    match = groups and groups.search(source_of(name).rsplit("/", 1)[1])
-    return match.group() if match else source_of(name)
+def group_of(name, groups=None, copies=None):
+    """What must stay on one side of a split: sounds whose paths below the class folder share the part that matches.
+
+    The part is the first capture group of the expression `groups`, or the whole match. Else the group is the sound
+    with its copies, and with other formats of it: "x.wav" and "x.mp3" are one recording.
+    """
+    source = (copies or {}).get(name, name)
+    match = groups and groups.search(source.split("/", 1)[1])
+    if not match:
+        return utils.stem_of(source)
+    captured = match[1] if groups.groups else None
+    return match[0] if captured is None else captured
 
 
-def hold_out(names, share, seed, groups=None):
+def hold_out(groups, copies, share, seed):
     """Choose about `share` of each class, whole groups of sounds, in an order that only their names decide.
 
-    An order by hash, not by shuffle: a sound that is added moves few others. A group is taken if that brings the
-    classes nearer to their shares on the whole, and leaves each an original. Returns the names, copies included.
+    groups: dict from each sound to its group. An order by hash, not by shuffle: a sound that is added moves few
+    others. A group is taken if that reduces the total deviation from the share of each class, and leaves each class an
+    original. Returns the names, copies included.
     """
     members = {}
-    for name in names:
-        members.setdefault(group_of(name, groups), []).append(name)
-    left = Counter(map(class_of, originals(names)))
+    for name, group in groups.items():
+        members.setdefault(group, []).append(name)
+    left = Counter(class_of(name) for name in groups if name not in copies)
     room = {c: min(max(1, round(share * n)), n - 1) for c, n in left.items()}  # wanted and not yet held out
     held_out, spare = set(), []
     for group in sorted(members, key=lambda group: hashlib.sha256(os.fsencode(f"{seed}/{group}")).digest()):
-        counts = Counter(map(class_of, originals(members[group])))
+        counts = Counter(class_of(name) for name in members[group] if name not in copies)
         if not counts or any(n >= left[c] for c, n in counts.items()):
             continue
         if sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items()) > 0:
@@ -131,50 +150,111 @@ def hold_out(names, share, seed, groups=None):
     return held_out or set(members[spare[0]] if spare else ())  # of few large groups one is too much, none too little
 
 
-def split(names, seed, test=None, groups=None):
+def split(names, seed, test=None, groups=None, copies=None):
     """Split sounds into training, validation and test: 68, 12 and 20 in 100 of each class.
 
     test: regular expression; the sounds whose name it matches are the test set instead.
-    groups: regular expression; sounds that share the part of their file's name that it matches, such as a
+    groups: regular expression; sounds that share the part of their path that it matches, such as a
     speaker, stay on one side, as a sound and its copies always do.
+    copies: dict from the copies among them to their sources; by default those whose source is among them.
     Returns three sorted lists of names, copies of sounds in the last two left out: only training uses them.
     Raises UserError for a `test` that matches nothing, or that leaves a class without a training sound.
     """
-    if groups and all(group_of(name, groups) == source_of(name) for name in names):
-        raise UserError(f"--groups {groups.pattern}: expected to match file names, found none such as {names[0]}")
-    if groups and (lonely := [c for c, n in Counter(c for c, _ in {
-            (class_of(name), group_of(name, groups)) for name in originals(names)}).items() if n < 2]):
-        raise UserError(f"--groups {groups.pattern}: expected two groups or more in every class, one to train on and "
-                        f"one to test, found one in {', '.join(sorted(lonely))}")
+    copies = utils.find_copies(names) if copies is None else copies
+    group = {name: group_of(name, groups, copies) for name in names}
+    check_groups(group, groups, copies)
     if test:
-        matched = {group_of(name, groups) for name in names if test.search(source_of(name))}
-        held_out = {name for name in names if group_of(name, groups) in matched}
+        matched = {group[name] for name in names if test.search(copies.get(name, name))}
+        held_out = {name for name in names if group[name] in matched}
     else:
-        held_out = hold_out(names, TEST_SHARE, f"{seed} test", groups)
+        held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
     rest = [name for name in names if name not in held_out]
     if test and not held_out:
         raise UserError(f"--test {test.pattern}: expected to match names such as {names[0]}, found none that it does")
     if bare := sorted(set(map(class_of, names)) - set(map(class_of, rest))):
         raise UserError(f"--test {test.pattern}: expected a sound left to train on in every class, "
                         f"found none in {', '.join(bare)}")
-    validation = hold_out(rest, VALIDATION_SHARE, f"{seed} validation", groups)
-    return sorted(set(rest) - validation), originals(validation), originals(held_out)
+    validation = hold_out({name: group[name] for name in rest}, copies, VALIDATION_SHARE, f"{seed} validation")
+    return sorted(set(rest) - validation), originals(validation, copies), originals(held_out, copies)
 
 
-def originals(names):
+def check_groups(group, groups, copies):
+    """Raise UserError where the expression `groups` matches nothing, or leaves a class of one group."""
+    if not groups:
+        return
+    if all(group[name] == group_of(name, None, copies) for name in group):
+        raise UserError(f"--groups {groups.pattern}: no path below a class folder matches, "
+                        f"not even {next(iter(group)).split('/', 1)[1]}")
+    pairs = {(class_of(name), group[name]) for name in group if name not in copies}
+    n_groups = Counter(class_name for class_name, _ in pairs)
+    if lonely := sorted(class_name for class_name, n in n_groups.items() if n < 2):
+        raise UserError(f"--groups {groups.pattern}: expected two groups or more in every class, one to train on and "
+                        f"one to test, found one in {', '.join(lonely)}")
+
+
+def originals(names, copies):
     """Sorted names of the sounds that are no copies."""
-    return sorted(name for name in names if name == source_of(name))
+    return sorted(name for name in names if name not in copies)
 
 
-def check_classes(names, classes, folder):
+def leave_out_twins(sides, spectrograms, folder):
+    """Leave out of training and validation what is identical to a sound that is held out: a file under two names.
+
+    Returns the sides of the split. Raises UserError where this leaves a class without a training sound.
+    """
+    held_out, found, first = set(), {}, {}
+    for side in reversed(SIDES):
+        digests = {name: hashlib.sha256(np.ascontiguousarray(spectrograms[name])).digest() for name in sides[side]}
+        found[side] = [name for name in sides[side] if digests[name] not in held_out]
+        first.update({name: digest for name, digest in digests.items() if digest in held_out})
+        held_out.update(digests.values())
+    if first:
+        example = min(first)
+        say(f"{len(first)} training and validation sounds, as {example}, are left out: identical to sounds held out")
+    if bare := sorted(set(map(class_of, sides["train"])) - set(map(class_of, found["train"]))):
+        raise UserError(f"{folder}/{bare[0]}: all sounds left to train on are identical to sounds held out; "
+                        "add different recordings")
+    return sides | found
+
+
+def suggest_groups(names):
+    """Suggest a --groups for originals whose paths share a part, such as a kit or a speaker; None where none do.
+
+    Such a part takes several values in each class, and several sounds have each. The last part of a file name is
+    taken for a running number. The part with the most values is suggested.
+    """
+    paths = [name.split("/", 1)[1] for name in names]
+    suggested, most = None, 1
+    for separator in "/" if any("/" in path for path in paths) else "-_ ":
+        for position in range(4):
+            skipped = f"[^{separator}]+{separator}" * position
+            pattern = f"^{skipped}([^{separator}]+){separator}"
+            n_values = count_groups(names, re.compile(pattern))
+            if n_values > most:
+                suggested, most = pattern, n_values
+    return suggested
+
+
+def count_groups(names, pattern):
+    """Count the values of a pattern that may be groups: enough sounds match, and share values in each class. Else 0."""
+    values = {name: match[1] for name in names if (match := pattern.search(name.split("/", 1)[1]))}
+    pairs = {(class_of(name), value) for name, value in values.items()}
+    n_of_class = Counter(class_name for class_name, _ in pairs)
+    if len(values) < 0.9 * len(names) or len(values) < 1.5 * len(pairs) or min(n_of_class.values(), default=0) < 2:
+        return 0
+    return len(set(values.values()))
+
+
+def check_classes(names, classes, folder, copies):
     """Raise UserError unless there are two classes, each with two sounds that are no copies."""
     if len(classes) < 2:
         raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
-    counts, all_counts = (Counter(map(class_of, some)) for some in (originals(names), names))
+    counts = Counter(map(class_of, originals(names, copies)))
+    n_copies = Counter(map(class_of, names)) - counts
     if small := [name for name in classes if counts[name] < 2]:
         name, others = small[0], ", ".join(small[1:11]) + f" and {len(small) - 11} more" * (len(small) > 11)
         raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
-                        f"{all_counts[name] - counts[name]} copies (_augN)"
+                        f"{n_copies[name]} copies (_augN)"
                         + f"; too few in {others} too" * bool(others))
 
 
@@ -183,8 +263,9 @@ def check_classes(names, classes, folder):
 def plan(history, recipe):
     """The epoch from which the learning rate falls and the one before which training ends, as known by now.
 
-    The rate is held while there is progress: a validation loss 5 % below the best so far or, with annealing to come,
-    such a training loss; a small set's validation is often unlucky for many epochs. After `patience` epochs without,
+    The rate is held while there is progress: a validation loss 5 % and MIN_PROGRESS below the best so far or, with
+    annealing to come, such a training loss; a small set's validation is often unlucky for many epochs. After `patience`
+    epochs without,
     the rate falls for a third as long as it was held; at the latest it falls in time to end with the last epoch
     allowed. Without `anneal` the rate stays, and training stops there.
     """
@@ -192,7 +273,8 @@ def plan(history, recipe):
     latest = epochs - math.ceil(epochs / 3)
     for epoch, row in enumerate(history, 1):
         for key in ("val_loss", "loss") if recipe["anneal"] or "val_loss" not in row else ("val_loss",):
-            if row.get(key, math.inf) < 0.95 * best.get(key, math.inf):
+            former = best.get(key, math.inf)
+            if row.get(key, math.inf) < min(0.95 * former, former - MIN_PROGRESS):
                 best[key], last_progress = row[key], epoch
         if epoch - last_progress >= recipe["patience"] and epoch < latest:
             return epoch, min(epochs, epoch + max(5, epoch // 3)) if recipe["anneal"] else epoch
@@ -224,14 +306,6 @@ def chosen(history, recipe):
 
 # ---------------------------------------------------------------- training, epoch by epoch
 
-def class_weights(info):
-    """What a sound of each class counts in the loss, by index: all classes alike, or None for all sounds alike."""
-    from sklearn.utils.class_weight import compute_class_weight
-    y = [info["classes"].index(class_of(name)) for name in info["train"]]
-    weights = compute_class_weight("balanced", classes=np.unique(y), y=y)
-    return None if info["recipe"]["class_weights"] == "none" else dict(enumerate(weights))
-
-
 def train(spectrograms, info, args):
     """Train a network on info["train"], choose its weights by info["validation"], save them with info.
 
@@ -239,7 +313,7 @@ def train(spectrograms, info, args):
     """
     import eval_network  # not above: it imports this module
     import models
-    recipe, weights, began = info["recipe"], class_weights(info), time.monotonic()
+    recipe, began = info["recipe"], time.monotonic()
     scope, (host, n_hosts) = models.devices(args.devices, recipe["batch_size"])
     models.use_seed(info["seed"])
     with scope():
@@ -254,11 +328,11 @@ def train(spectrograms, info, args):
         eval_network.describe(info, network.count_params(), models.backend_and_device(network))
         models.save_state(args.save, network, info, history)
     while len(history) < plan(history, recipe)[1]:
-        rate = network.optimizer.learning_rate = rate_of(history, recipe)
-        with scope():
-            row = models.fit_epoch(network, batches, len(history), weights)
-        row = {"epoch": len(history) + 1, "learning_rate": rate} | row
-        history.append(row | eval_network.validate(network, spectrograms, info))
+        try:
+            with scope():
+                history.append(train_epoch(network, batches, spectrograms, info, history))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"in epoch {len(history) + 1}") from None
         if not np.isfinite([history[-1][key] for key in ("loss", "val_loss") if key in history[-1]]).all():
             raise UserError(f"{args.save}: expected a finite loss, found none; take a lower --learning-rate")
         if host == 0:
@@ -266,11 +340,31 @@ def train(spectrograms, info, args):
         if board:
             board.on_epoch_end(len(history) - 1, history[-1])
     if host == 0:  # again, where a kill after the last epoch left it undone
-        best = chosen(history, recipe)
-        eval_network.plot_curves(args.results / CURVES, history, best + 1)
-        models.state_path(args.save).unlink(missing_ok=True)
-        say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}",
-            f"Training took {time.monotonic() - began:.0f} s")
+        finish(history, info, args)
+        say(f"Training took {time.monotonic() - began:.0f} s")
+
+
+def train_epoch(network, batches, spectrograms, info, history):
+    """Train for the epoch after those of history, and validate. Returns its scores, a row of the training log."""
+    import eval_network
+    import models
+    rate = network.optimizer.learning_rate = rate_of(history, info["recipe"])
+    row = {"epoch": len(history) + 1, "learning_rate": rate} | models.fit_epoch(network, batches, len(history))
+    return row | eval_network.validate(network, spectrograms, info)
+
+
+def finish(history, info, args):
+    """Draw the curves of a training that has ended, remove its state, and say which epoch is kept, and why."""
+    import eval_network
+    import models
+    best = chosen(history, info["recipe"])
+    eval_network.plot_curves(args.results / CURVES, history, best + 1)
+    models.state_path(args.save).unlink(missing_ok=True)
+    say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
+    lowest = min(range(len(history)), key=lambda epoch: history[epoch].get("val_loss", history[epoch]["loss"]))
+    if lowest != best:
+        say(f"Epoch {lowest + 1} had a lower loss. Kept is the last epoch since the learning rate fell that is within "
+            "two standard errors of the lowest: that is less a matter of luck")
 
 
 def resume(network, info, args):
@@ -289,20 +383,36 @@ def resume(network, info, args):
         except ValueError as error:
             raise UserError(f"{models.state_path(args.save)}: expected a training to go on with, found {error}; "
                             "--fresh starts again") from None
-        say(f"Goes on after epoch {len(history)} of the training that was stopped")
+        say(f"Goes on after epoch {len(history)} of the training that was stopped, with epoch {len(history) + 1}")
         return history
     return []
 
 
 def refuse_other(path, found, info):
     """Raise UserError unless the training found in `path` is the one that info tells of."""
-    found, info = ({**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
+    sounds, found, info = added_and_removed(found, info), *(
+        {**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
     keys = [key for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
+    if keys and sounds and set(keys) <= {*SIDES, "classes"}:
+        raise UserError(f"{path}: {sounds} since this training; --fresh trains again, "
+                        "--save with a --results of its own keeps both")
     other = [f"{key} ({found.get(key)}, now {info[key]})" if isinstance(info[key], (int, float)) else key
              for key in [key for key in keys if key not in SIDES] or keys]  # from what differs, the split follows
     if other:
-        raise UserError(f"{path}: expected to be of this training, found it of one with other {', '.join(other)}; "
+        raise UserError(f"{path}: is of a training with other {', '.join(other)}; "
                         "--fresh replaces it, --save with a --results of its own keeps both")
+
+
+def added_and_removed(found, info):
+    """Say how many sounds and which classes were added and removed between two trainings; "" where none were."""
+    before, now = ({name for side in SIDES for name in i[side]} for i in (found, info))
+    parts = []
+    for word, some, classes in (("added", now - before, set(info["classes"]) - set(found["classes"])),
+                                ("removed", before - now, set(found["classes"]) - set(info["classes"]))):
+        if some:
+            where = f" (class {', '.join(sorted(classes))})" if classes else ""
+            parts.append(f"{len(some)} {'sound was' if len(some) == 1 else 'sounds were'} {word}{where}")
+    return " and ".join(parts)
 
 
 def keep(network, info, history, args):
@@ -363,45 +473,81 @@ def parse_args():
     return args
 
 
-def forget_seen(sides, earlier, groups):
-    """The sides of a split without the test sounds that earlier training learned from, and with what it has seen."""
-    seen = {*earlier["train"], *earlier["validation"], *earlier.get("seen", [])}
-    known = {group_of(name, groups) for name in seen}
-    unseen = [name for name in sides["test"] if group_of(name, groups) not in known]
-    if n_seen := len(sides["test"]) - len(unseen):
+def forget_seen(sides, earlier, groups, copies):
+    """Keep what earlier training has seen out of the sides that judge. Returns the sides and what has been seen.
+
+    No sound, or group of sounds, that earlier training used in any way is tested. None that it learned from validates:
+    it is trained on. What only validated then may validate again.
+    """
+    learned = {*earlier["train"], *earlier.get("learned", [])}
+    seen = {*learned, *earlier["validation"], *earlier.get("seen", [])}
+    known, known_by_heart = ({group_of(name, groups, copies) for name in names} for names in (seen, learned))
+    test = [name for name in sides["test"] if group_of(name, groups, copies) not in known]
+    validation = [name for name in sides["validation"] if group_of(name, groups, copies) not in known_by_heart]
+    if n_seen := len(sides["test"]) - len(test):
         say(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
-    return sides | {"test": unseen, "seen": sorted(seen)}
+    if n_seen := len(sides["validation"]) - len(validation):
+        say(f"{n_seen} of {len(sides['validation'])} validation sounds are trained on: the earlier training learned "
+            "from them")
+    train = sorted({*sides["train"], *sides["validation"]} - set(validation))
+    return {"train": train, "validation": validation, "test": test, "seen": sorted(seen), "learned": sorted(learned)}
+
+
+def note_other_sounds(source, samples):
+    """Say which sounds in `samples` are not in `source`. Raises UserError for a class folder without a sound."""
+    if source.folder == samples or not samples.is_dir():
+        return
+    found = set(filter(utils.is_sound, utils.list_files(samples)))
+    if bare := sorted(set(utils.list_classes(samples)) - set(map(class_of, found)) - set(map(class_of, source.names))):
+        raise UserError(f"{samples}/{bare[0]}: no sounds there; add at least 2, or remove the folder")
+    if new := found - set(source.names):
+        say(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
+            "preprocess_data.py adds new ones")
+    if unknown := sorted(set(map(class_of, new)) - set(source.classes)):
+        say(f"{source.folder}: has no class {', '.join(unknown)}")
+
+
+def split_sounds(source, spectrograms, args):
+    """Split the sounds of a source as the flags say, and say what is left out. Returns the sides as a dict."""
+    copies = source.copies
+    sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups, copies)))
+    if loose := args.groups and [name for name in spectrograms if group_of(name, args.groups, copies)
+                                 == group_of(name, None, copies)]:
+        say(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
+    if n_unused := len(spectrograms) - sum(map(len, sides.values())):
+        say(f"{n_unused} copies of validation and test sounds stay unused")
+    names = originals(spectrograms, copies)
+    if not (args.groups or args.test) and (pattern := suggest_groups(names)):
+        part = re.match(pattern, names[0].split("/", 1)[1])
+        example = f", such as {part[1]}" if part else ""
+        say(f"File names share parts{example}: if each is a speaker, kit or recording, this split is too easy; "
+            f"{shlex.join(['--groups', pattern])} keeps each on one side")
+    return leave_out_twins(sides, spectrograms, source.folder)
 
 
 def main():
     args = parse_args()
+    if args.weights:
+        utils.check_weights_path(args.weights)
     source = find_source(args.samples, args.preproc)
-    check_classes(source.names, source.classes, source.folder)
+    note_other_sounds(source, args.samples)
+    check_classes(source.names, source.classes, source.folder, source.copies)
     began = time.perf_counter()
     spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
-    check_classes(spectrograms, source.classes, source.folder)  # again: some may be unreadable
+    check_classes(spectrograms, source.classes, source.folder, source.copies)  # again: some may be unreadable
     if source.folder == args.samples:
-        say(f"Computed in {time.perf_counter() - began:.1f} s; python preprocess_data.py keeps them")
-    elif args.samples.is_dir():
-        new = set(filter(utils.is_sound, utils.list_files(args.samples))) - set(source.names)
-        if new:
-            say(f"{args.samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
-                "preprocess_data.py adds new ones")
-    sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups)))
-    if loose := args.groups and [name for name in spectrograms if group_of(name, args.groups) == source_of(name)]:
-        say(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
-    if n_unused := len(spectrograms) - sum(map(len, sides.values())):
-        say(f"{n_unused} copies of validation and test sounds stay unused")
+        say(f"Computed in {time.perf_counter() - began:.1f} s; python {utils.beside('preprocess_data.py')} keeps them")
+    sides = split_sounds(source, spectrograms, args)
     import models  # not before the user's mistakes are found: Keras takes seconds to load
     if args.weights:
         earlier = models.load(args.weights, models.load_info)
         args.network, shape = earlier["network"], earlier.get("recipe", {})
         args.layers, args.filters = shape.get("layers"), shape.get("filters")
-        sides = forget_seen(sides, earlier, args.groups)
+        sides = forget_seen(sides, earlier, args.groups, source.copies)
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
             "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(),
-            "seen": [], **sides}
+            "seen": [], "learned": [], **sides}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
         refuse_other(args.save, models.load(args.save, models.load_info), info)
         say(f"{args.save}: finished training of these sounds in this way; --fresh trains again")

@@ -35,7 +35,8 @@ MOST_NAMED = 20  # of what is skipped, on the screen
 DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT  # the numbers of its errors
 ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
-COPY = re.compile(r"(_aug\d+)+(?=(\.[^./]*)?$)")  # what augment_data.py puts before the extension
+COPY = re.compile(r"_aug(\d+)(?=(\.[^./]*)?$)")  # augment_data.py puts it before the extension
+AUGMENTATIONS = "augmentations.csv"  # the list of the copies in a folder
 
 
 # ---------------------------------------------------------------- the command line
@@ -92,14 +93,17 @@ def regex(text):
 
 
 def run(main):
-    """Run main(), exit with status 1 if it returns a number of skipped files; mistakes become one line on stderr."""
+    """Run main(), exit with status 1 if it returns a number of skipped files; mistakes become one line on stderr.
+
+    A main() that returns None has skipped nothing.
+    """
     script = Path(sys.argv[0]).name
     if None in (sys.stdout, sys.stderr):
         sys.exit(f"{script}: expected standard output and error that are open, found one closed")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
     try:
-        n_bad = main()
+        n_bad = main() or 0
         named = ", named above" if n_bad <= MOST_NAMED else ", some of them named above"
         sys.exit(f"{script}: {n_bad} files skipped{named}" if n_bad else 0)
     except UserError as error:
@@ -108,8 +112,9 @@ def run(main):
         sys.exit(f"{script}: expected what fits into memory, found more; what is written is whole and stays")
     except OSError as error:
         sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}"))
-    except KeyboardInterrupt:
-        print(f"\n{script}: stopped; what is written is whole and stays"
+    except KeyboardInterrupt as stop:
+        where = f" {stop}" if str(stop) else ""
+        print(f"\n{script}: stopped{where}; what is written is whole and stays"
               + ", the same command goes on" * (script != "eval_network.py")
               + ", without --fresh" * ("--fresh" in sys.argv), file=sys.stderr)
         sys.exit(130)
@@ -118,7 +123,21 @@ def run(main):
 def say_next(script, **places):
     """Print the command to run next, with those of its places that are not the default ones."""
     flags = ([f"--{name}", str(path)] for name, path in places.items() if str(path) != Parser.PLACES[name][0])
-    say("Next: " + shlex.join(["python", script, *itertools.chain.from_iterable(flags)]))
+    say("Next: " + shlex.join(["python", beside(script), *itertools.chain.from_iterable(flags)]))
+
+
+def beside(script):
+    """The path by which a script is called from where this one was called ("../project/eval_network.py")."""
+    return str(Path(sys.argv[0]).with_name(script))
+
+
+def check_weights_path(path):
+    """Raise UserError unless there may be weights at `path`: asked before Keras is loaded, which takes seconds."""
+    if not Path(path).is_file():
+        found = "a folder" if Path(path).is_dir() else "nothing there"
+        raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}")
+    if Path(path).suffix != ".keras":  # Keras would read a .h5 in another way, without a look at its layers
+        raise UserError(f"{path}: expected a name that ends in .keras, found another")
 
 
 def shown(text):
@@ -437,9 +456,46 @@ def class_of(name):
     return name.split("/", 1)[0]
 
 
-def source_of(name):
-    """The sound that a copy was made from ("a/x_aug2.wav" -> "a/x.wav"); an original is its own."""
-    return COPY.sub("", name)
+def stem_of(name):
+    """The name of a sound without its extension."""
+    return os.path.splitext(name)[0]
+
+
+def find_copies(names, samples=None):
+    """Find the copies among sounds. Returns a dict from the name of each copy to the name of its source.
+
+    A name such as x_aug1.wav is not enough: it may be an original that is named after August. A copy is a copy
+    if its source, of any extension, is among `names`, or if augmentations.csv beside it in `samples` lists it.
+    """
+    names = sorted(names)
+    by_stem = {stem_of(name): name for name in names}
+    listed, copies = {}, {}
+    for name in filter(COPY.search, names):
+        copy = name
+        while found := COPY.search(copy):  # a copy of a copy has several suffixes
+            source = COPY.sub("", copy)
+            folder = os.path.dirname(copy)
+            if samples is not None and folder not in listed:
+                listed[folder] = read_augmentations(Path(samples, folder))
+            is_listed = (file_cell(os.path.basename(source)), found[1]) in listed.get(folder, ())
+            if stem_of(source) in by_stem or is_listed:
+                copies[name] = by_stem.get(stem_of(source), source)
+            copy = source
+    return copies
+
+
+def read_augmentations(folder):
+    """Read which copies augmentations.csv in `folder` lists, as a set of (source's file name, number); may be empty."""
+    try:
+        with open(Path(folder, AUGMENTATIONS), newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {(row.get("file"), row.get("copy")) for row in csv.DictReader(file)}
+    except (OSError, csv.Error):
+        return set()
+
+
+def file_cell(file_name):
+    """The file name of a source as augmentations.csv has it: without line breaks, and harmless."""
+    return harmless(file_name.translate({10: "\\n", 13: "\\r"}))
 
 
 def list_classes(root):

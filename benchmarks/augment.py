@@ -255,7 +255,7 @@ def accuracy(paths, train, n_copies, seed, flags):
         with open("Results/scores.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         os.chdir(ROOT)
-    right = {side: [row["class"] == row["guess"] for row in rows if is_official(row["file"]) == side]
+    right = {side: [row["class"] == row["predicted"] for row in rows if is_official(row["file"]) == side]
              for side in (True, False)}
     return 100 * np.mean(right[True]), 100 * np.mean(right[False]), seconds
 

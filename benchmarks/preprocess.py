@@ -58,7 +58,7 @@ def features_torch(out):
     import torch
     torch.set_num_threads(1)
     window = torch.hann_window(2048)
-    filters = torch.from_numpy(preprocess_data.mel_filters(44100, 96, 2048).toarray()).float()
+    filters = torch.from_numpy(SETTINGS.filters.toarray()).float()
 
     def step(path):
         spectrum = torch.stft(torch.from_numpy(sound(path)), 2048, 512, window=window, pad_mode="constant",

@@ -1,7 +1,7 @@
 """Say what a sound is with the network that eval_network.py exported, without Keras and without this project.
 
     python eval_network.py --export model.onnx
-    pip install numpy scipy soundfile onnxruntime
+    pip install numpy scipy soundfile soxr onnxruntime
     python examples/classify_onnx.py model.onnx kick.wav
 """
 import json
@@ -13,21 +13,28 @@ import onnxruntime
 import scipy.fft
 import scipy.signal
 import soundfile
+import soxr
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
 model, path = map(Path, sys.argv[1:])
+for file in (model, model.with_suffix(".json"), path):
+    if not file.is_file():
+        sys.exit(f"{file}: {'is a folder; name a file' if file.is_dir() else 'is not there'}")
 info = json.loads(model.with_suffix(".json").read_text())
 settings = info["features"]
 n_fft, hop_length, n_frames = settings["n_fft"], settings["hop_length"], info["n_frames"]
 
-y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+try:
+    y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+except soundfile.SoundFileError as error:
+    sys.exit(f"{path}: is not a sound that can be read: {error}")
 if not len(y):
-    sys.exit(f"{path}: expected a sound, found one of no samples")
+    sys.exit(f"{path}: holds no samples")
 n_channels = settings["channels"]
 y = y.mean(axis=1)[None] if n_channels == 1 else y[:, np.minimum(range(n_channels), y.shape[1] - 1)].T
-if sample_rate != settings["sample_rate"]:  # not the resampler of training: scores may differ by some thousandths
-    y = scipy.signal.resample_poly(y, settings["sample_rate"], sample_rate, axis=1)
+if sample_rate != settings["sample_rate"]:  # by the resampler of training: another one gives other scores
+    y = soxr.resample(y.T, sample_rate, settings["sample_rate"]).T
 
 y = np.pad(y.astype(float), ((0, 0), (n_fft // 2, n_fft // 2)))  # (channels, n_samples + n_fft)
 frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::hop_length]  # (channels, n, n_fft)

@@ -40,7 +40,7 @@ def test_rate_that_no_sound_has_is_refused_and_takes_no_memory(tmp_path, rate):
     path = with_rate(tmp_path / "a.wav", rate)
     with pytest.raises(UserError, match=r"a\.wav: expected a s"):
         sound_to_spectrogram("a.wav", tmp_path, SETTINGS)
-    assert preprocess_data.rate_of_most(tmp_path, ["a.wav", with_rate(tmp_path / "b.wav", 8000).name]) == 8000
+    assert preprocess_data.read_rates(tmp_path, ["a.wav", with_rate(tmp_path / "b.wav", 8000).name]) == {"b.wav": 8000}
     assert path.exists()
 
 
@@ -254,12 +254,12 @@ def test_sound_that_crashes_its_decoder_keeps_no_spectrogram_of_what_it_was(soun
 def test_line_of_a_copy_that_does_not_fit_leaves_the_table_as_it_was(tmp_path):
     path = tmp_path / "a.wav"
     augment_data.note(path, 1, {"seed": 0})
-    before = (tmp_path / augment_data.LOG).read_bytes()
+    before = (tmp_path / utils.AUGMENTATIONS).read_bytes()
     code = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import augment_data, pathlib\n"
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 10},) * 2)\n"
             f"augment_data.note(pathlib.Path({str(path)!r}), 2, dict(seed=0))")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "OSError" in result.stderr and (tmp_path / augment_data.LOG).read_bytes() == before
+    assert "OSError" in result.stderr and (tmp_path / utils.AUGMENTATIONS).read_bytes() == before
 
 
 def test_closed_standard_output_is_one_line(tmp_path):

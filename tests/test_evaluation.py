@@ -1,4 +1,6 @@
 """What evaluation measures, draws, says of new sounds, and hands to other tools."""
+import contextlib
+import dataclasses
 import itertools
 import shutil
 import tracemalloc
@@ -130,7 +132,7 @@ def test_mistakes_are_those_of_the_scores_the_surest_first(trained, evaluate, tm
     mistakes = read_table(folder / "mistakes.csv")
     assert len(mistakes) >= 15  # of 20 whose folders were swapped
     assert {row["file"] for row in mistakes} == {
-        row["file"] for row in read_scores(folder) if row["class"] != row["guess"]}
+        row["file"] for row in read_scores(folder) if row["class"] != row["predicted"]}
     probabilities = [float(row["probability"]) for row in mistakes]
     assert probabilities == sorted(probabilities, reverse=True)
     assert all(float(row["probability_of_class"]) <= float(row["probability"]) for row in mistakes)
@@ -147,17 +149,127 @@ def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all(tmp_path):
     rng, n = np.random.default_rng(0), 100
     y, scores = np.arange(300) % n, rng.dirichlet(np.ones(n), 300)
     scores[np.arange(300), y] += np.linspace(0, 1, n)[y]
-    report = eval_network.measure(y, scores / scores.sum(axis=1, keepdims=True), scores / scores.sum(
-        axis=1, keepdims=True), INFO | {"classes": [f"class {k}" for k in range(n)]})
+    scores /= scores.sum(axis=1, keepdims=True)
+    curves = eval_network.find_curves(y, scores)
+    report = eval_network.measure(y, scores, scores, INFO | {"classes": [f"class {k}" for k in range(n)]}, curves)
     with eval_network.new_figure(tmp_path / "curves.png", 5, 5) as figure:
         panel = figure.subplots()
-        eval_network.draw_curves([panel], y, scores, report, "auc", lambda truth, row: ([0, 1], [0, 1]))
+        eval_network.draw_curves([panel], curves.roc, curves.micro_roc, report, "auc")
     labels = [line.get_label() for line in panel.lines if not line.get_label().startswith("_")]
     assert len(panel.lines) == n + 1 and len(labels) == eval_network.MOST_CURVES + 2
     worst = min(report["auc"], key=report["auc"].get)
     assert any(f"  {worst} (3)" in label for label in labels) and "micro average" in labels[-1]
     looks = {(line.get_color(), line.get_linestyle()) for line in panel.lines}
     assert len(looks) == eval_network.MOST_CURVES + 2  # those of the others and of the average
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, by the stem of their file."""
+    drawn, new_figure = {}, eval_network.new_figure
+
+    @contextlib.contextmanager
+    def watched(path, width, height):
+        with new_figure(path, width, height) as figure:
+            drawn[path.stem] = figure
+            yield figure
+    monkeypatch.setattr(eval_network, "new_figure", watched)
+    return drawn
+
+
+def drawn_case(tmp_path):
+    """Sixty sounds of three of four classes, some scores tied, and what evaluation makes of them."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    scores = np.stack([rng.multinomial(32, row) for row in 0.2 + 0.2 * np.eye(4)[y]]) / 32
+    curves = eval_network.find_curves(y, scores)
+    return y, scores, curves, eval_network.measure(y, scores, scores, INFO, curves)
+
+
+def test_curves_that_are_drawn_are_scikit_learn_s(tmp_path, figures):
+    from sklearn import metrics
+    y, scores, curves, report = drawn_case(tmp_path)
+    eval_network.plot_roc(tmp_path / "roc.png", curves, report)
+    eval_network.plot_precision_recall(tmp_path / "pr.png", curves, report)
+    lines = {name: {line.get_label().split("  ")[1]: line.get_data() for line in figures[name].axes[0].lines
+                    if "  " in line.get_label()} for name in figures}
+    assert set(lines["roc"]) == {"a (20)", "b (20)", "c (20)", "micro average", "macro average", "chance"}
+    truth = np.eye(4)[y]
+    for k, name in enumerate("abc"):
+        np.testing.assert_allclose(lines["roc"][f"{name} (20)"], metrics.roc_curve(y == k, scores[:, k])[:2])
+        precision, recall, _ = metrics.precision_recall_curve(y == k, scores[:, k])
+        found = lines["pr"][f"{name} (20)"]
+        assert {*zip(*found)} <= {*zip(recall, precision)} and {*found[0]} == {*recall}
+        assert report["auc"][name] == pytest.approx(metrics.roc_auc_score(y == k, scores[:, k]))
+        assert report["average_precision"][name] == pytest.approx(
+            metrics.average_precision_score(y == k, scores[:, k]))
+    assert metrics.auc(*lines["roc"]["micro average"]) == pytest.approx(
+        metrics.roc_auc_score(truth.ravel(), scores.ravel()))
+    x, height = lines["roc"]["macro average"]
+    assert metrics.auc(x, height) == pytest.approx(report["macro_auc"])
+    assert (np.diff(height) >= -1e-12).all() and height[0] == 0 and height[-1] == 1
+    assert [line.get_xydata().tolist() for line in figures["roc"].axes[1].lines] == [
+        line.get_xydata().tolist() for line in figures["roc"].axes[0].lines[:-1]]  # the second panel has no chance
+
+
+def test_confusion_matrix_that_is_drawn_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_path, figures):
+    from sklearn.metrics import confusion_matrix
+    y, scores, _, report = drawn_case(tmp_path)
+    scores[:20] = np.roll(scores[:20], 1, axis=1)  # so that it is not symmetric
+    eval_network.plot_confusion(tmp_path / "confusion.png", y, scores, report)
+    axes = figures["confusion"].axes[0]
+    counts = confusion_matrix(y, scores.argmax(axis=1), labels=range(4))
+    assert not np.array_equal(counts, counts.T)
+    np.testing.assert_allclose(axes.images[0].get_array(), counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(column, row): f"{counts[row, column]}\n{counts[row, column] / counts[row].sum():.0%}"
+                       for row, column in np.argwhere(counts)}
+    assert axes.get_xlabel() == "Predicted"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c", "d (no test sound)"]
+
+
+def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
+    y, scores, _, report = drawn_case(tmp_path)
+    eval_network.plot_reliability(tmp_path / "reliability.png", y, scores, scores, report)
+    points = figures["reliability"].axes[0].lines[1].get_xydata()
+    sure, right = scores.max(axis=1), scores.argmax(axis=1) == y
+    inside = [(sure >= low) & (sure < high) for low, high in ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.1))]
+    np.testing.assert_allclose(points, [(sure[some].mean(), right[some].mean()) for some in inside if some.any()])
+    bars = figures["reliability"].axes[0].collections[0].get_segments()
+    assert len(bars) == len(points) and all(0 <= low < high <= 1 for (_, low), (_, high) in bars)
+
+
+@pytest.mark.parametrize("n, title", [(0, "No mistakes among 60 test sounds"), (1, "1 mistake among 60 test sounds"),
+                                      (30, "30 mistakes among 60 test sounds, the surest")])
+def test_mistakes_have_legible_titles_and_no_empty_places(tmp_path, figures, n, title):
+    settings = default_settings(SAMPLE_RATE)
+    mistakes = [(f"a/{'long' * 20} $x_1$ {k}.wav", "a", "b", 0.9, 0.1) for k in range(n)]
+    sounds = {name: np.zeros((96, 9), np.float32) for name, *_ in mistakes}
+    report = {"features": dataclasses.asdict(settings), "n_test": 60}
+    eval_network.plot_mistakes(tmp_path / "mistakes.png", mistakes, sounds, report)
+    figure = figures["mistakes"]
+    assert figure.get_suptitle() == title and len(figure.axes) == min(n, 12)
+    for axes in figure.axes:
+        first, second = axes.get_title().split("\n")
+        assert first == "a, taken for b (0.90)" and len(second) < 50
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["2000", "1000", "500", "250"]
+    widths = [figure.get_size_inches()[0]]
+    assert widths == [5] if n < 2 else widths == [12]
+
+
+def test_scores_in_pictures_have_no_more_digits_than_their_sounds_can_tell():
+    assert [eval_network.rounded(0.98765, n) for n in (1, 3, 60, 300, 3000, 10**6)] == [
+        "0.99", "0.99", "0.99", "0.988", "0.9877", "0.9877"]
+    assert eval_network.rounded(float("nan"), 3) == "none"
+
+
+def test_scores_of_many_sounds_are_written_row_by_row(tmp_path):
+    rows = (("a/b.wav", "a", "b", *np.full(200, 0.005)) for _ in range(3000))
+    tracemalloc.start()
+    eval_network.write_scores(tmp_path / "scores.csv", [f"c{k}" for k in range(200)], rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6 < (tmp_path / "scores.csv").stat().st_size
 
 
 # ---------------------------------------------------------------- another labelled folder
@@ -185,7 +297,7 @@ def test_other_folder_may_lack_classes_but_not_have_unknown_ones(trained, evalua
     report = load_json(tmp_path / "Results/some/metrics.json")
     assert report["n_test"] == 10 and report["data"] == "some"
     (tmp_path / "some/low").rename(tmp_path / "some/unknown")
-    with pytest.raises(utils.UserError, match="expected weights for the classes in some/, unknown; found weights"):
+    with pytest.raises(utils.UserError, match="some: holds .* not know, unknown; name its folders as .*: high, low"):
         evaluate(tmp_path, "--data", "some", *weights)
 
 
@@ -215,9 +327,9 @@ def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, e
     assert read_table(tmp_path / "one.csv") == [together[3]]
     for row in together:
         known = rows[row["file"].removeprefix("Samples/")]
-        assert row["class"] == known["guess"]
-        assert float(row["probability"]) == pytest.approx(float(known[row["class"]]), abs=1e-5)
-        assert float(row["runner_up_probability"]) == pytest.approx(float(known[row["runner_up"]]), abs=1e-5)
+        assert list(row) == ["file", "predicted", "high", "low", "middle"] and row["predicted"] == known["predicted"]
+        for name in ("high", "low", "middle"):
+            assert float(row[name]) == pytest.approx(float(known[name]), abs=1e-5)
 
 
 def test_new_sounds_of_any_rate_and_channels_are_heard_and_bad_ones_named(trained, evaluate, tmp_path):
@@ -255,7 +367,7 @@ def recording(path, seconds=3.0):
     return path
 
 
-def test_timeline_says_what_is_heard_when(trained, evaluate, tmp_path):
+def test_timeline_says_what_is_heard_when(trained, evaluate, figures, tmp_path):
     recording(tmp_path / "tones.wav")
     args = "--weights", trained / "weights.keras", "--timeline", "tones.wav"
     status, _ = evaluate(tmp_path, *args, "--step", 0.25)
@@ -268,6 +380,12 @@ def test_timeline_says_what_is_heard_when(trained, evaluate, tmp_path):
     assert len(labels) < len(rows) and all(before[2] != after[2] for before, after in itertools.pairwise(labels))
     assert float(labels[-1][1]) == pytest.approx(ends[-1], abs=1e-3)
     assert (tmp_path / "Results/tones.wav.png").stat().st_size > 10000
+    above, below, *bars = figures["tones.wav"].axes
+    shown = above.collections[0].get_array()  # (n_classes, n_steps), the lowest row first
+    names = [label.get_text() for label in above.get_yticklabels()]
+    for step, truth in ((4, "low"), (len(rows) // 2, "high"), (len(rows) - 4, "middle")):
+        assert names[shown[:, step].argmax()] == truth
+    assert [bar.get_ylabel() for bar in bars] == ["Probability", "dB"] and below.get_ylabel() == "Hz"
 
 
 def test_timeline_takes_sounds_shorter_than_a_window_and_steps_longer_than_one(trained, evaluate, tmp_path):
@@ -327,8 +445,8 @@ def test_a_step_longer_than_the_recording_scores_as_the_recording_does(trained, 
     evaluate(tmp_path, *weights, "r.wav", "--csv", "r.csv")
     evaluate(tmp_path, *weights, "--timeline", "r.wav", "--step", 60)
     (row,), (known,) = (read_table(tmp_path / name) for name in ("Results/r.wav.csv", "r.csv"))
-    assert row["class"] == known["class"] and float(row["probability"]) == pytest.approx(
-        float(known["probability"]), abs=1e-4)
+    assert row["class"] == known["predicted"] and float(row["probability"]) == pytest.approx(
+        float(known[row["class"]]), abs=1e-4)
 
 
 # ---------------------------------------------------------------- the network for other tools
@@ -336,14 +454,19 @@ def test_a_step_longer_than_the_recording_scores_as_the_recording_does(trained, 
 def test_exported_network_gives_the_same_scores_without_keras(trained, evaluate, tmp_path):
     pytest.importorskip("onnxruntime")
     evaluate(trained, "--export", tmp_path / "model.onnx")
-    y = tone(np.random.default_rng(3), 600, 2)  # some windows long
-    soundfile.write(tmp_path / "new.wav", np.stack([y, 0.5 * y], axis=1), SAMPLE_RATE)
-    said = run("examples/classify_onnx.py", "model.onnx", "new.wav", cwd=tmp_path).stdout
-    exported = {line.split()[1]: float(line.split()[0]) for line in said.splitlines()}
     network, info = models.load(trained / "weights.keras")
-    sound = sound_to_spectrogram("new.wav", tmp_path, default_settings(SAMPLE_RATE))
-    (_, scores), = models.predict(network, [("new", sound)], info["temperature"])
-    assert exported == pytest.approx(dict(zip(info["classes"], scores)), abs=1e-4)
+    rng = np.random.default_rng(3)
+    for rate in (SAMPLE_RATE, 44100):
+        y = tone(rng, 600 * SAMPLE_RATE / rate, 2 * rate / SAMPLE_RATE) + rng.normal(0, 0.05, 2 * rate)
+        soundfile.write(tmp_path / "new.wav", np.stack([y, 0.5 * y], axis=1), rate)  # some windows long
+        said = run("examples/classify_onnx.py", "model.onnx", "new.wav", cwd=tmp_path).stdout
+        exported = {line.split()[1]: float(line.split()[0]) for line in said.splitlines()}
+        sound = sound_to_spectrogram("new.wav", tmp_path, default_settings(SAMPLE_RATE))
+        (_, scores), = models.predict(network, [("new", sound)], info["temperature"])
+        assert exported == pytest.approx(dict(zip(info["classes"], scores)), abs=1e-4)
+    (tmp_path / "text.wav").write_text("no sound")
+    for name, words in ((".", "is a folder; name a file"), ("gone.wav", "not there"), ("text.wav", "is not a sound")):
+        assert words in one_line("examples/classify_onnx.py", "model.onnx", name, cwd=tmp_path)
     source = (ROOT / "examples/classify_onnx.py").read_text()
     assert not any(f"import {name}" in source for name in ("keras", "librosa", "utils", "preprocess_data"))
 

@@ -27,13 +27,45 @@ def test_every_size_of_network_gives_probabilities(name, n_frames, n_layers):
     np.testing.assert_allclose(np.sum(scores, axis=1), 1, atol=1e-5)
 
 
-def test_input_is_normalised_by_the_training_sounds():
+def test_input_is_normalised_by_the_training_sounds_each_of_which_counts_alike():
     sounds = spectrograms(20)
+    sounds.append(np.full((32, 50_000), -100, np.float32))  # a long silence, which moves the mean by a share of 1 in 21
     network = models.build("default", models.RECIPES["default"], iter(sounds), 3, 16)
-    x = np.concatenate(sounds, axis=1)[None]
-    normalised = np.array(network.layers[1](x))
-    np.testing.assert_allclose(normalised.mean(axis=2), 0, atol=1e-4)
-    np.testing.assert_allclose(normalised.std(axis=2), 1, atol=1e-3)
+    normalised = [np.array(network.layers[1](sound[None]))[0] for sound in sounds]
+    np.testing.assert_allclose(np.mean([x.mean(axis=1) for x in normalised], axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.mean([np.square(x).mean(axis=1) for x in normalised], axis=0), 1, atol=1e-3)
+
+
+def test_validation_and_test_sounds_choose_neither_window_nor_normalisation():
+    names = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
+    recipe = models.RECIPES["default"] | {"layers": 1, "filters": 2}
+    info = {"network": "default", "recipe": recipe, "classes": ["a", "b"],
+            "train": names[:4] + names[6:10], "validation": [names[4], names[10]], "test": [names[5], names[11]]}
+    sounds = dict(zip(names, spectrograms(12)))
+    others = {name: RNG.normal(10, 30, (32, 500)).astype(np.float32) for name in info["validation"] + info["test"]}
+    one, other = (models.new_network(some, info, None) for some in (sounds, sounds | others))
+    assert one.input_shape == other.input_shape == (None, 32, models.choose_n_frames(sounds[n] for n in info["train"]))
+    for part in ("mean", "variance"):
+        np.testing.assert_array_equal(*(np.array(getattr(network.layers[1], part)) for network in (one, other)))
+    means = [sounds[name].mean(axis=1) for name in info["train"]]
+    np.testing.assert_allclose(np.ravel(one.layers[1].mean), np.mean(means, axis=0), rtol=1e-5)
+
+
+def test_default_network_and_its_optimizer_are_those_of_the_recipe():
+    recipe = models.RECIPES["default"]
+    network = models.build("default", recipe, spectrograms(3, n_mels=96), 12, 176)
+    models.compile_for("default", network, recipe)
+    block = 2 * ["Conv2D", "BatchNormalization", "ReLU"]
+    assert [type(layer).__name__ for layer in network.layers[4:]] == [
+        *block[:3], *3 * [*block, "AveragePooling2D"], "AveragePooling2D", "Flatten", "Dropout", "Dense"]
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [(layer.filters, layer.kernel_size, layer.strides) for layer in convolutions] == [
+        (16, (5, 5), (2, 2)), *((n, (3, 3), (1, 1)) for n in (16, 16, 32, 32, 64, 64))]
+    assert {layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+    assert network.layers[-2].rate == 0.2
+    optimizer = network.optimizer
+    assert (type(optimizer).__name__, optimizer.weight_decay, optimizer.clipnorm) == ("AdamW", 0.05, 1.0)
+    assert float(optimizer.learning_rate) == pytest.approx(0.002)
 
 
 def test_original_network_is_that_of_2017():
@@ -112,11 +144,10 @@ def test_batches_of_an_epoch_hold_every_sound_equally_often_and_all_have_one_sha
 
 def test_hosts_share_each_batch():
     sounds, classes = spectrograms(40), ["a", "b"] * 20
-    x, y = make_batches(sounds, classes)[2]
+    whole = make_batches(sounds, classes)[2]
     for k in (0, 1):
-        part = make_batches(sounds, classes, host=(k, 2))[2]
-        np.testing.assert_array_equal(part[0], x[16 * k:16 * k + 16])
-        np.testing.assert_array_equal(part[1], y[16 * k:16 * k + 16])
+        for part, array in zip(make_batches(sounds, classes, host=(k, 2))[2], whole, strict=True):
+            np.testing.assert_array_equal(part, array[16 * k:16 * k + 16])
 
 
 def level_batches(**changes):
@@ -126,14 +157,25 @@ def level_batches(**changes):
 
 
 def test_mixup_mixes_a_window_and_its_target_alike():
-    x, y = level_batches(**STILL | {"mixup": 0.3})[0]
+    x, y, _ = level_batches(**STILL | {"mixup": 0.3})[0]
     assert ((y > 1e-4).sum(axis=1) == 2).mean() > 0.5  # mixed from two
     np.testing.assert_allclose(x[:, 0, 10], y @ (np.arange(40) - 50), atol=1e-4)
     assert y.max(axis=1).min() >= 0.5
 
 
+@pytest.mark.parametrize("kind, shares", [("balanced", (0.5, 0.5)), ("none", (0.9, 0.1))])
+@pytest.mark.parametrize("mixup", [0, 0.3])
+def test_classes_of_90_and_10_sounds_count_alike_in_the_loss_mixed_or_not(kind, shares, mixup):
+    batches = make_batches(spectrograms(100), ["a"] * 90 + ["b"] * 10, class_weights=kind, mixup=mixup, min_steps=400)
+    mass = sum(weights @ y for _, y, weights in (batches[k] for k in range(len(batches))))
+    np.testing.assert_allclose(mass / mass.sum(), np.array(shares) * 0.95 + 0.025, atol=0.02)  # smoothed
+    _, y, weights = batches[0]
+    np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
+    assert weights.shape == (32,) and (kind == "balanced" or set(weights) == {1})
+
+
 def test_masks_hide_bands_and_times_behind_the_fill():
-    x, _ = level_batches(**STILL | {"masks": 2})[0]
+    x, *_ = level_batches(**STILL | {"masks": 2})[0]
     bands, frames = (x == 7).all(axis=2), (x == 7).all(axis=1)
     assert 1 < bands.sum(axis=1).mean() < 8 and 0.5 < frames.sum(axis=1).mean() < 6
     assert ((x == 7) == (bands[:, :, None] | frames[:, None, :])).all()
@@ -157,7 +199,7 @@ def test_long_sounds_are_seen_in_random_windows():
 
 
 def test_targets_sum_to_one_and_are_smoothed_where_the_recipe_says():
-    x, y = random_batches()[0]
+    x, y, _ = random_batches()[0]
     assert x.shape == (32, 32, 24) and x.dtype == y.dtype == np.float32
     np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
     assert y.min() == pytest.approx(0.05 / 4)

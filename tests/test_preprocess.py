@@ -138,29 +138,28 @@ def test_interrupted_run_says_that_what_is_written_stays(tmp_path):
 
 def test_runs_at_once_that_want_different_things_wait_for_one_another(tmp_path):
     write_sounds(tmp_path, n=100)
-    runs = []
-    for flags in (["--augment", "1"], ["--hop-length", "64"], []):
-        runs.append(subprocess.Popen([*PREPROCESS, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True))
-        time.sleep(0.8)
-    said = [process.communicate()[0] for process in runs]
-    assert [process.returncode for process in runs] == [0, 0, 0]
-    assert "600 spectrograms written" in said[0] and "another run is at work there" in said[2]
+    (tmp_path / "Preproc").mkdir()
+    with utils.alone_in(tmp_path / "Preproc"):
+        runs = [subprocess.Popen([*PREPROCESS, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+                for flags in (["--augment", "1"], ["--hop-length", "64"])]
+        for process in runs:
+            lines = [process.stdout.readline() for _ in range(3)]
+            assert "another run is at work there; waiting for its end" in lines[2]
+    assert [process.wait() for process in runs] == [0, 0]
     after = arrays(tmp_path)
+    last = ["--hop-length", 64] if "64" in after["settings.json"].decode() else ["--augment", 1]
     shutil.rmtree(tmp_path / "Preproc")
-    run("preprocess_data.py", *(["--hop-length", 64] if "64" in after["settings.json"].decode() else []), cwd=tmp_path)
+    run("preprocess_data.py", *last, cwd=tmp_path)
     assert arrays(tmp_path) == after
 
 
-def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
+def test_folders_without_sounds_are_not_made_or_go_and_nothing_outside_preproc_does(tmp_path):
     write_sounds(tmp_path, n=2)
     (tmp_path / "Samples/empty/deep").mkdir(parents=True)
-    (tmp_path / "out/Preproc").mkdir(parents=True)
+    (tmp_path / "out/Preproc/gone").mkdir(parents=True)
     (tmp_path / "out/Preproc/.0123456789ab.json").touch()
-    command = "preprocess_data.py", "--preproc", "out/Preproc"
-    run(*command, cwd=tmp_path)
-    assert (tmp_path / "out/Preproc/empty").is_dir()  # training names it
-    shutil.rmtree(tmp_path / "Samples/empty")
-    run(*command, cwd=tmp_path)
+    said = run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path).stdout
+    assert "Samples: 6 sounds in 3 classes, 2 each; no sounds in empty\n" in said
     left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
     assert left == ["high", "low", "middle", "settings.json"]
 
@@ -422,13 +421,14 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
         pass
     os.close(there)
     assert process.wait() == 0
-    for part in ("━", "900/900", "sounds/s", "left", "middle", "times real time"):
+    for part in ("━", "900/900", "sounds/s", "times real time"):
         assert part in said.decode(), said.decode()
+    assert re.search("left, (low|middle|high)", said.decode())
 
 
 def test_start_loads_nothing_that_reading_and_transforming_do_not_need(sounds):
     modules = set(run_main(sounds, "print(*sys.modules)").splitlines()[-1].split())
-    assert not {"scipy.fft", "librosa", "numba", "sklearn", "keras", "scipy.signal", "soxr", "distributed"} & modules
+    assert not {"keras", "tensorflow", "matplotlib.pyplot", "distributed"} & modules
 
 
 @pytest.fixture

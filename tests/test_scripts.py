@@ -29,12 +29,12 @@ def test_four_commands_lead_from_sounds_to_curves(trained):
 def test_metrics_are_those_of_scikit_learn_on_the_scores(trained):
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
     metrics, rows = load_json(trained / "Results/metrics.json"), read_scores(trained / "Results")
-    truth, guess = [row["class"] for row in rows], [row["guess"] for row in rows]
+    truth, predicted = [row["class"] for row in rows], [row["predicted"] for row in rows]
     scores = np.array([[float(row[c]) for c in metrics["classes"]] for row in rows])
     assert [row["file"].split("/")[0] for row in rows] == truth
-    assert [metrics["classes"][k] for k in scores.argmax(axis=1)] == guess
-    assert metrics["accuracy"] == accuracy_score(truth, guess)
-    assert metrics["balanced_accuracy"] == balanced_accuracy_score(truth, guess)
+    assert [metrics["classes"][k] for k in scores.argmax(axis=1)] == predicted
+    assert metrics["accuracy"] == accuracy_score(truth, predicted)
+    assert metrics["balanced_accuracy"] == balanced_accuracy_score(truth, predicted)
     scores /= scores.sum(axis=1, keepdims=True)
     assert metrics["macro_auc"] == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr"))
 
@@ -84,7 +84,7 @@ def test_same_seed_trains_the_same_and_test_sounds_choose_nothing(copy_of_traine
     for name in info["test"]:
         soundfile.write(copy_of_trained / "Samples" / name, np.random.default_rng(1).normal(0, 0.5, 5000), SAMPLE_RATE)
     said = run("train_network.py", "--epochs", 3, "--fresh", cwd=copy_of_trained).stdout
-    assert re.search(r"Computed in [\d.]+ s; python preprocess_data.py keeps them", said)
+    assert re.search(r"Computed in [\d.]+ s; python \S*preprocess_data.py keeps them", said)
     after, info_after = models.load(copy_of_trained / "weights.keras")
     assert info == info_after
     for old, new in zip(before.get_weights(), after.get_weights(), strict=True):
@@ -123,7 +123,8 @@ def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp
     said = run(
         "train_network.py", *places, "--save", "w/old.keras", "--network", "original", "--epochs", 2, "--layers", 2,
         "--filters", 8, "--batch-size", 2, "--learning-rate", 0.5, "--seed", 7, "--results", "r", cwd=tmp_path).stdout
-    assert "Next: python eval_network.py --preproc p --results r --weights w/old.keras\n" in said
+    assert f"Next: python {ROOT}/eval_network.py --preproc p --results r --weights w/old.keras\n" in said
+    assert "No validation sounds: the training loss chooses the epoch" in said
     evaluate(tmp_path, *places, "--weights", "w/old.keras", "--results", "r")
     assert load_json(tmp_path / "r/metrics.json")["n_test"] == 3
     assert models.load(tmp_path / "w/old.keras")[0].input_shape[1] == 40

@@ -2,10 +2,11 @@
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from train_network import check_classes, split
-from utils import UserError, class_of, source_of
+from train_network import check_classes, group_of, leave_out_twins, split, suggest_groups
+from utils import UserError, class_of, find_copies, save_csv
 
 NAMES = [f"{c}/{i:03d}.wav" for c, n in (("a", 100), ("b", 50), ("c", 7), ("d", 2)) for i in range(n)]
 COPIES = [f"{name[:-4]}_aug{k}.wav" for name in NAMES for k in (1, 2, 10)]
@@ -44,14 +45,70 @@ def test_adding_a_sound_moves_at_most_two_others(seed):
 def test_copies_stay_with_their_source_and_are_never_tested_on(seed):
     train, validation, test = split(NAMES + COPIES, seed)
     assert not set(validation + test) & set(COPIES)
-    assert not {source_of(name) for name in train} & set(validation + test)
+    copies = find_copies(NAMES + COPIES)
+    assert not {copies.get(name, name) for name in train} & set(validation + test)
     assert test == split(NAMES, seed)[2]
 
 
 def test_copies_of_test_sounds_chosen_by_expression_are_not_trained_on():
     train, _, test = split(NAMES + COPIES, seed=0, test=re.compile(r"0\.wav$"))
     assert test == sorted(name for name in NAMES if name.endswith("0.wav"))
-    assert not {source_of(name) for name in train} & set(test)
+    copies = find_copies(NAMES + COPIES)
+    assert not {copies.get(name, name) for name in train} & set(test)
+
+
+def test_original_named_after_august_is_no_copy_unless_its_source_or_its_line_is_there(tmp_path):
+    named = [f"a/garden_aug{day}.wav" for day in range(10, 20)]
+    assert find_copies(named) == {} and len(split(named, seed=0)[2]) == 2
+    assert find_copies([*named, "a/garden.flac"]) == dict.fromkeys(named, "a/garden.flac")
+    assert find_copies([*named, "a/garden_aug15_aug1.wav"]) == {"a/garden_aug15_aug1.wav": "a/garden_aug15.wav"}
+    (tmp_path / "a").mkdir()
+    save_csv(tmp_path / "a/augmentations.csv", [["file", "copy"], ["garden.wav", 15]])
+    assert find_copies(named, tmp_path) == {"a/garden_aug15.wav": "a/garden.wav"}
+    (tmp_path / "a/augmentations.csv").write_bytes(b"\0torn\nfile")
+    assert find_copies(named, tmp_path) == {}
+
+
+def test_one_recording_in_two_formats_stays_on_one_side():
+    names = [f"{c}/{i:02d}.{kind}" for c in "ab" for i in range(40) for kind in ("wav", "mp3")]
+    sides = split(names, seed=0)
+    stems = [{name[:-4] for name in side} for side in sides]
+    assert not stems[0] & stems[1] and not stems[0] & stems[2] and not stems[1] & stems[2] and len(sides[2]) == 32
+    train, _, test = split(names, seed=0, test=re.compile(r"0\.wav$"))
+    assert len(test) == 16 and not {name[:-4] for name in train} & {name[:-4] for name in test}
+
+
+@pytest.mark.parametrize("pattern, group", [
+    (r"speaker\d", "speaker0"), (r"/take(\d)", "7"), ("^(nobody)?speaker", "speaker"), ("nothing", "a/speaker0/take7")])
+def test_groups_match_subfolders_and_a_capture_group_is_the_part_that_counts(pattern, group):
+    assert group_of("a/speaker0/take7.wav", re.compile(pattern)) == group
+    names = [f"{c}/speaker{k}/{i}.wav" for c in "ab" for k in range(5) for i in range(4)]
+    sides = split(names, seed=0, groups=re.compile(r"^speaker\d"))
+    speakers = [{name.split("/")[1] for name in side} for side in sides]
+    assert not speakers[0] & speakers[2] and not speakers[0] & speakers[1] and len(speakers[2]) == 1
+
+
+def test_identical_sounds_are_held_out_or_trained_on_but_not_both(capsys):
+    names = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
+    sounds = {name: np.full((4, 9), k, np.float32) for k, name in enumerate(names)}
+    sides = {"train": names[:2] + names[6:8], "validation": names[2:4] + names[8:10], "test": names[4:6] + names[10:]}
+    assert leave_out_twins(sides, sounds, "Preproc") == sides and capsys.readouterr().out == ""
+    twins = sounds | {"a/0.wav": sounds["a/4.wav"], "a/3.wav": sounds["b/5.wav"], "b/1.wav": sounds["a/2.wav"]}
+    found = leave_out_twins(sides, twins, "Preproc")
+    assert found["train"] == ["a/1.wav", "b/0.wav"] and found["validation"] == ["a/2.wav", "b/2.wav", "b/3.wav"]
+    assert found["test"] == sides["test"] and "3 training and validation sounds, as a/0.wav" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Preproc/a: all sounds left to train on are identical to sounds held out"):
+        leave_out_twins(sides, sounds | dict.fromkeys(names[:6], sounds["a/5.wav"]), "Preproc")
+
+
+@pytest.mark.parametrize("name, pattern", [
+    ("{kit}-hit{i}.wav", "^([^-]+)-"), ("{c}_{kit}_{i}.wav", "^[^_]+_([^_]+)_"), ("{kit}/{i}.wav", "^([^/]+)/"),
+    ("{i:02d}.wav", None), ("{c}-{i}.wav", None), ("{i}-loud.wav", None), ("hit {i}.wav", None)])
+def test_groups_are_suggested_where_names_share_parts_in_each_class(name, pattern):
+    names = [f"{c}/" + name.format(c=c, kit=f"k{i % 5}", i=i) for c in "abc" for i in range(20)]
+    assert suggest_groups(names) == pattern
+    if pattern:
+        assert len({group_of(name, re.compile(pattern)) for name in names}) == 5
 
 
 def test_groups_stay_on_one_side_across_classes():
@@ -72,8 +129,9 @@ def test_group_cut_by_the_test_expression_goes_to_the_test_side_whole():
 def test_copies_of_copies_stay_with_the_first_source():
     names = [*NAMES, *COPIES, *(f"{name[:-4]}_aug1_aug2.wav" for name in NAMES)]
     train, _, test = split(names, seed=0)
-    assert {source_of(name) for name in names} == set(NAMES)
-    assert not {source_of(name) for name in train} & set(test)
+    copies = find_copies(names)
+    assert set(copies.values()) == set(NAMES) and not set(copies) & set(NAMES)
+    assert not {copies.get(name, name) for name in train} & set(test)
 
 
 @pytest.mark.parametrize("n_groups, sizes", [
@@ -84,7 +142,7 @@ def test_few_large_groups_are_parted_as_well_as_can_be(n_groups, sizes):
     assert tuple(len(side) // 40 for side in sides) == sizes
 
 
-@pytest.mark.parametrize("pattern, words", [("speaker", "expected to match file names"),
+@pytest.mark.parametrize("pattern, words", [("speaker", "no path below a class folder matches"),
                                             ("wav", "found one in a, b, c, d")])
 def test_groups_that_match_nothing_or_swallow_a_class_are_refused(pattern, words):
     with pytest.raises(UserError, match=words):
@@ -111,4 +169,4 @@ def test_expression_that_matches_nothing_or_all_of_a_class_is_refused(pattern, w
     (["a/1.wav", "a/2.wav"], ["a", "b"], "Samples/b: .* found 0")])
 def test_set_too_small_to_split_is_refused(names, classes, words):
     with pytest.raises(UserError, match=words):
-        check_classes(names, classes, "Samples")
+        check_classes(names, classes, "Samples", find_copies(names))

@@ -1,6 +1,7 @@
 """Training stops by itself, goes on where it was stopped, keeps the right weights, and runs on every backend."""
 import contextlib
 import csv
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line, run
+from conftest import ROOT, one_line, read_table, run
 
 import eval_network
 import models
@@ -57,9 +58,10 @@ def test_rate_falls_in_time_to_end_with_the_last_epoch_allowed(epochs):
     assert len(found) == epochs and found[-1] <= 0.5
 
 
-def test_original_holds_its_rate_and_ends_when_stalled():
-    found = rates(lambda epoch: max(0.1, 0.8**epoch), network="original")
-    assert 25 < len(found) < 40 and set(found) == {1.0}
+@pytest.mark.parametrize("losses", [lambda epoch: max(0.1, 0.8**epoch), lambda epoch: 0.8**epoch])
+def test_original_holds_its_rate_and_ends_when_stalled_or_nearly_perfect(losses):
+    found = rates(losses, network="original")
+    assert 25 < len(found) < 60 and set(found) == {1.0}
 
 
 def epochs_of(val_losses, error=0.0):
@@ -140,16 +142,36 @@ def test_flags_of_the_recipe_reach_training(train, sounds):
     assert [recipe[key] for key in ("mixup", "masks", "shift", "class_weights", "batch_size")] == [0, 0, 0, "none", 8]
 
 
-def test_balanced_weights_let_every_class_count_alike():
-    info = {"train": ["a/1.wav"] * 9 + ["b/1.wav"] * 3, "classes": ["a", "b"]}
-    weights = train_network.class_weights(info | {"recipe": {"class_weights": "balanced"}})
-    assert 9 * weights[0] == pytest.approx(3 * weights[1]) and 9 * weights[0] + 3 * weights[1] == pytest.approx(12)
-    assert train_network.class_weights(info | {"recipe": {"class_weights": "none"}}) is None
-
-
-def test_class_weights_reach_the_loss(train, sounds, monkeypatch):
-    monkeypatch.setattr(train_network, "class_weights", lambda info: {0: 0.0, 1: 0.0, 2: 0.0})
+def test_class_weights_reach_the_loss(train, monkeypatch):
+    monkeypatch.setattr(models, "class_weights", lambda targets, kind: np.full(3, 1e-9, np.float32))
     assert re.search(r"epoch +1  loss 0\.0000 ", train("--epochs", 1))
+
+
+def test_each_epoch_has_the_learning_rate_of_its_log_and_batches_of_its_own(train, sounds, monkeypatch):
+    fit_epoch, rates, batches = models.fit_epoch, [], []
+
+    def watched(network, sequence, epoch):
+        row = fit_epoch(network, sequence, epoch)
+        rates.append(float(network.optimizer.learning_rate))
+        batches.append(sequence[0][0])
+        return row
+    monkeypatch.setattr(models, "fit_epoch", watched)
+    train("--epochs", 4)
+    log = read_table(sounds / "Results/training_log.csv")
+    assert rates == pytest.approx([float(row["learning_rate"]) for row in log]) and len(set(rates)) > 2
+    for before, after in itertools.pairwise(batches):
+        assert not np.array_equal(before, after)
+
+
+def test_identical_files_are_pointed_out_and_groups_suggested(train, sounds):
+    for k, path in enumerate(sorted((sounds / "Preproc").glob("*/*.npy"))):
+        path.rename(path.with_name(f"speaker{k % 4}-{path.name}"))
+    for path in (sounds / "Preproc/low").glob("speaker1-*.npy"):
+        shutil.copy(path, path.with_name(f"twin of {path.name}"))
+    said = train("--epochs", 1)
+    assert re.search(r"\d training and validation sounds, as low/.*, are left out: identical to sounds held out", said)
+    assert "speaker" in said and "--groups '^([^-]+)-' keeps each on one side" in said
+    assert "keeps each" not in train("--epochs", 1, "--groups", "^([^-]+)-", "--fresh")
 
 
 @pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
@@ -178,7 +200,8 @@ def test_stopped_by_ctrl_c_the_same_command_ends_at_the_weights_of_an_undisturbe
     assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "low", "middle"]
     monkeypatch.setattr(train_network, "keep", keep)
     said = train("--epochs", 5)
-    assert "Goes on after epoch 3" in said and "epoch    3" not in said and "epoch    4" in said
+    assert "Goes on after epoch 3 of" in said and "with epoch 4" in said
+    assert "epoch    3" not in said and "epoch    4" in said
     assert_same_weights(sounds / "weights.keras", sounds / "undisturbed.keras")
     assert not list(sounds.glob("*.npz"))
 
@@ -242,8 +265,12 @@ def test_finished_training_is_not_done_again_nor_replaced_by_another_without_bei
     with pytest.raises(UserError, match=r"weights.keras: .*hop_length \(128, now 64\)"):
         train("--epochs", 1)
     run("preprocess_data.py", cwd=sounds)
+    (sounds / "Preproc/low/00.wav.npy").rename(sounds / "Preproc/low/new.wav.npy")
+    with pytest.raises(UserError, match="weights.keras: 1 sound was added and 1 sound was removed since this training; "
+                                        "--fresh trains again"):
+        train("--epochs", 1)
     shutil.rmtree(sounds / "Preproc/low")
-    with pytest.raises(UserError, match="weights.keras: .*classes"):
+    with pytest.raises(UserError, match=r"weights.keras: \d+ sounds were removed \(class low\) since .*--fresh"):
         train("--epochs", 1)
     assert (sounds / "weights.keras").read_bytes() == before
     train("--epochs", 1, "--fresh", "--seed", 1)
@@ -297,18 +324,26 @@ def test_sounds_that_earlier_training_learned_from_are_never_tested(train, sound
     train("--epochs", 1, "--weights", "second.keras", "--save", "third.keras", "--seed", 2, small=())
     first, second, third = (models.load(sounds / f"{name}.keras", models.load_info)
                             for name in ("first", "second", "third"))
-    learned = {*first["train"], *first["validation"]}
+    seen = {*first["train"], *first["validation"]}
     assert re.search(r"\d of 6 test sounds are left out: the earlier training learned from them", said)
-    assert not learned & set(second["test"]) and set(second["test"]) < set(first["test"])
-    assert not (learned | {*second["train"], *second["validation"]}) & set(third["test"])
+    assert not seen & set(second["test"]) and set(second["test"]) < set(first["test"])
+    assert not (seen | {*second["train"], *second["validation"]}) & set(third["test"])
+    assert not set(first["train"]) & set(second["validation"])
+    assert not {*first["train"], *second["train"]} & set(third["validation"])
+    assert set(third["learned"]) == {*first["train"], *second["train"]}
 
 
-def test_groups_that_earlier_training_learned_from_are_never_tested(capsys):
-    sides = {"train": [], "validation": [], "test": ["a/theo_1.wav", "a/nora_1.wav", "b/nora_2.wav"]}
-    earlier = {"train": ["b/theo_7.wav"], "validation": []}
-    found = train_network.forget_seen(sides, earlier, re.compile("^[a-z]+"))
-    assert found["test"] == ["a/nora_1.wav", "b/nora_2.wav"] and "1 of 3" in capsys.readouterr().out
-    assert train_network.forget_seen(sides, earlier, None)["test"] == sides["test"]
+def test_sounds_or_groups_that_earlier_training_learned_from_neither_test_nor_validate(capsys):
+    sides = {"train": ["a/mia_1.wav"], "validation": ["a/theo_2.wav", "a/lea_1.wav", "a/kim_1.wav"],
+             "test": ["a/theo_1.wav", "a/nora_1.wav", "b/nora_2.wav", "b/lea_2.wav"]}
+    earlier = {"train": ["b/theo_7.wav"], "validation": ["b/lea_7.wav"], "learned": ["b/kim_7.wav"]}
+    found = train_network.forget_seen(sides, earlier, re.compile("^[a-z]+"), {})
+    assert found["test"] == ["a/nora_1.wav", "b/nora_2.wav"] and "2 of 4 test" in capsys.readouterr().out
+    assert found["validation"] == ["a/lea_1.wav"]  # who was not learned from: she validated then
+    assert found["train"] == ["a/kim_1.wav", "a/mia_1.wav", "a/theo_2.wav"]
+    assert found["learned"] == ["b/kim_7.wav", "b/theo_7.wav"]
+    alone = train_network.forget_seen(sides, earlier, None, {})
+    assert {side: alone[side] for side in sides} == sides
 
 
 @pytest.mark.parametrize("network", models.RECIPES)
@@ -343,26 +378,41 @@ def test_spectrograms_that_do_not_fit_are_read_anew_and_give_the_same_weights(tr
     assert_same_weights(sounds / "held.keras", sounds / "weights.keras")
 
 
-def peak_memory(folder, n):
-    """The most memory in MB that training takes on n spectrograms of 2 MB a class, 60 MB of which may be held."""
-    rng = np.random.default_rng(0)
+MEASURED = f"""
+import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network; train_network.main()
+read = int(open("/proc/self/io").read().split()[1])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "read", read // 10**6)
+"""
+
+
+def memory_and_reading(folder, n_frames):
+    """Peak memory in MiB and what is read in MB where training streams eight spectrograms of n_frames."""
     settings = {"sample_rate": 8000, "n_mels": 96, "n_fft": 512, "hop_length": 128, "channels": 1}
-    for name in "ab":
-        (folder / "Preproc" / name).mkdir(parents=True)
-        for k in range(n):
-            np.save(folder / "Preproc" / name / f"{k}.wav.npy", rng.normal(-50, 20, (96, 5200)).astype(np.float32))
+    for k in range(8):
+        path = folder / "Preproc" / "ab"[k % 2] / f"{k}.wav.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(path, "w+", np.float32, (96, n_frames))  # zeros that take no disk
+        array[:, :9] = k
     (folder / "Preproc/settings.json").write_text(json.dumps(settings))
-    code = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network; train_network.main()\n"
-            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
-    said = subprocess.run([sys.executable, "-c", code, *SMALL, "--epochs", "1", "--memory", "0.06"], cwd=folder,
+    said = subprocess.run([sys.executable, "-c", MEASURED, *SMALL, "--epochs", "1", "--memory", "0.000001"], cwd=folder,
                           check=True, capture_output=True, text=True).stdout
-    assert "0.2 GB do not fit" in said or n < 60
-    return int(re.search(r"peak (\d+)", said)[1])
+    assert "do not fit into memory" in said
+    return [int(number) for number in re.search(r"peak (\d+) read (\d+)", said).groups()]
 
 
-def test_memory_stays_flat_on_a_set_four_times_its_limit(tmp_path):
-    few, many = peak_memory(tmp_path / "few", 4), peak_memory(tmp_path / "many", 60)  # 16 and 240 MB
-    assert many - few < 60
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="what is read is told by /proc")
+def test_streaming_arrays_of_100_mb_takes_the_memory_of_few_and_reads_windows_alone(tmp_path):
+    (short_peak, short_read), (peak, read) = (memory_and_reading(tmp_path / str(n), n) for n in (300, 260_000))
+    assert peak - short_peak < 400 and read - short_read < 50
+
+
+def test_streamed_spectrograms_are_mapped_and_not_read(train, sounds):
+    source = train_network.find_source(sounds / "Samples", sounds / "Preproc")
+    held, streamed = (train_network.read_spectrograms(source, source.names, memory)[0] for memory in (None, 1))
+    for name in source.names:
+        mapped = streamed[name]
+        assert isinstance(mapped.base, np.memmap) and not isinstance(held[name].base, np.memmap)
+        np.testing.assert_array_equal(mapped, held[name])
 
 
 def test_spectrogram_that_vanishes_while_it_is_streamed_is_one_line(train, sounds, monkeypatch):

@@ -27,7 +27,7 @@ def read_spectrogram(path, settings):
 
 def read_settings(path):
     found = preprocess_data.load_settings(Path(path).parent)
-    preprocess_data.mel_filters(found.sample_rate, found.n_mels, found.n_fft)
+    assert found.filters.shape == (found.n_mels, 1 + found.n_fft // 2)
 
 
 def describe(info):
