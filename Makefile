@@ -21,9 +21,12 @@ test: .venv/installed  ## the linter and all tests
 torture: .venv/installed  ## what is kept when all goes wrong, 16 minutes; ARGS="--seconds 3600 --seed 1" for longer
 	.venv/bin/python tests/torture $(ARGS)
 
+mutants: .venv/installed  ## break the code on purpose, 50 times, and see that a test notices each, 12 minutes
+	.venv/bin/python tests/mutants.py $(ARGS)
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2026.1' 'jax>=0.5' 'tensorboard>=2.21' 'onnx>=1.22' 'tf2onnx>=1.16' 'onnxruntime>=1.24'
 	touch $@
 
-.PHONY: bench demo test torture
+.PHONY: bench demo mutants test torture

@@ -381,6 +381,30 @@ def test_names_come_from_standard_input(sounds, end):
     assert result.returncode == 0 and b"11 copies written" in result.stdout, result
 
 
+def test_folders_and_patterns_in_quotes_are_taken_as_a_shell_would_expand_them(sounds):
+    (sounds / "Samples/low/deep").mkdir()
+    (sounds / "Samples/low/00.wav").rename(sounds / "Samples/low/deep/00.wav")
+    (sounds / "Samples/low/notes.txt").write_text("passed over in a folder")
+    run("augment_data.py", 1, "Samples/low", "Samples/mid*/0[0-4].wav", cwd=sounds)
+    names = {path.relative_to(sounds / "Samples").as_posix() for path in (sounds / "Samples").rglob("*_aug1.wav")}
+    assert names == {"low/deep/00_aug1.wav", *(f"low/0{i}_aug1.wav" for i in range(1, 10)),
+                     *(f"middle/0{i}_aug1.wav" for i in range(5))}
+    said = run("augment_data.py", 1, "Samples", cwd=sounds).stdout  # copies and their lists are passed over
+    assert "15 copies written, 15 were there" in said
+
+
+def test_original_that_is_named_like_a_copy_is_a_source_and_its_copies_are_not(sounds):
+    low = sounds / "Samples/low"
+    (low / "00.wav").rename(low / "garden_aug15.wav")
+    run("augment_data.py", 1, low / "garden_aug15.wav", cwd=sounds)
+    assert (low / "garden_aug15_aug1.wav").exists()
+    said = run("augment_data.py", 1, *low.glob("garden*"), cwd=sounds).stdout
+    assert "1 files are copies themselves" in said and "0 copies written, 1 were there" in said
+    run("preprocess_data.py", "--augment", 2, cwd=sounds)
+    assert {path.name for path in (sounds / "Preproc/low").glob("garden*")} == {
+        "garden_aug15.wav.npy", "garden_aug15_aug1.wav.npy", "garden_aug15_aug2.wav.npy"}
+
+
 def test_what_is_no_sound_is_named_and_the_rest_done(sounds):
     folder = sounds / "Samples/low"
     (folder / "empty.wav").touch()

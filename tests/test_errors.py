@@ -1,4 +1,5 @@
 """A user's mistake gets one line that names the path, what was expected and what was found."""
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 from conftest import ROOT, one_line, run, write_sounds
 
+import preprocess_data
 import train_network
 import utils
 from utils import UserError
@@ -51,6 +53,76 @@ def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
     assert f"{source}/empty: expected at least 2 sounds, found 1" in train()
 
 
+def test_sounds_in_subfolders_of_one_folder_are_no_classes_and_the_way_out_is_said(tmp_path):
+    write_sounds(tmp_path, n=2)
+    (tmp_path / "Samples").rename(tmp_path / "drums")
+    (tmp_path / "Samples").mkdir()
+    (tmp_path / "drums").rename(tmp_path / "Samples/drums")
+    said = run("preprocess_data.py", cwd=tmp_path).stdout
+    assert "6 sounds in 1 class, drums; its 3 subfolders are no classes, --samples Samples/drums makes them so" in said
+    said = run("preprocess_data.py", "--samples", "Samples/drums", "--preproc", "other", cwd=tmp_path).stdout
+    assert "6 sounds in 3 classes, 2 each\n" in said
+
+
+def test_next_command_is_named_by_the_path_of_this_one(tmp_path):
+    write_sounds(tmp_path / "work", n=2)
+    (tmp_path / "project").symlink_to(ROOT)
+    result = subprocess.run([sys.executable, "../project/preprocess_data.py"], cwd=tmp_path / "work",
+                            capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("Next: python ../project/train_network.py\n")
+
+
+def test_missing_weights_are_named_before_keras_is_loaded(sounds, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "none, so that loading Keras would be the error")
+    training = "train_network.py", "--weights", "gone.keras", "--save", "new.keras"
+    for command in (["eval_network.py"], training):
+        line = one_line(*command, cwd=sounds)
+        assert ".keras: expected the weights that train_network.py saves, found nothing there" in line
+
+
+@pytest.mark.parametrize("rates, sample_rate, words", [
+    ((44100, 96000), None, "100% of low is recorded below 96000 Hz, but 0% of high; --sample-rate 44100 removes"),
+    ((44100, 96000), 44100, None), ((96000, 96000), None, None), ((8000, 8000), 16000, None)])
+def test_sample_rates_that_tell_classes_apart_are_pointed_out(tmp_path, capsys, rates, sample_rate, words):
+    names = [f"{name}/{i}.wav" for name in ("low", "high") for i in range(10)]
+    for name, rate in zip(names, [rates[0]] * 10 + [rates[1]] * 10):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(rate // 100), rate)
+    settings = preprocess_data.choose_settings(tmp_path, names, sample_rate)
+    assert settings.sample_rate == sample_rate or settings.sample_rate == max(rates)
+    said = capsys.readouterr().out
+    assert (words in said and len(said.splitlines()) == 1) if words else not said
+
+
+class Counted(list):
+    """A list that counts how often it is walked through."""
+    n = 0
+
+    def __iter__(self):
+        self.n += 1
+        return super().__iter__()
+
+
+def test_stale_spectrograms_are_removed_in_one_walk_through_the_names(tmp_path):
+    for k in range(50):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        np.save(tmp_path / f"a/{k}.wav.npy", np.zeros(3))
+    (tmp_path / "settings.json").write_text("{}")
+    wanted = Counted(["a/7.wav"])
+    assert preprocess_data.tidy(tmp_path, wanted) == 49 and wanted.n < 5
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["7.wav.npy"]
+
+
+def test_every_package_that_is_required_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    packages = {re.match(r"[\w-]+", line)[0] for line in lines if line and not line.startswith("#")}
+    modules = {"scikit-learn": "sklearn", "python-stretch": "python_stretch"}
+    source = "".join((ROOT / script).read_text() for script in (
+        "utils.py", "augment_data.py", "preprocess_data.py", "models.py", "train_network.py", "eval_network.py"))
+    for package in packages - {"pillow"}:  # which Matplotlib loads
+        assert re.search(rf"(import|from) {modules.get(package, package)}\b", source), package
+
+
 def test_test_expression_that_matches_nothing_or_everything(sounds):
     def refusal(expression, status=1):
         return run("train_network.py", "--test", expression, cwd=sounds, status=status).stderr
@@ -84,8 +156,8 @@ def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds, e
     shutil.copy(trained / "weights.keras", sounds)
     for name in ("low", "middle", "high"):
         (sounds / "Samples" / name).rename(sounds / "Samples" / name[0])
-    with pytest.raises(UserError, match="Samples: holds classes that weights.keras does not know, h, l, m; to train with them: "
-                                        "python train_network.py --fresh"):
+    with pytest.raises(UserError, match="Samples: holds classes that weights.keras does not know, h, l, m; "
+                                        "to train with them: python train_network.py --fresh"):
         evaluate(sounds)
     shutil.rmtree(sounds / "Samples")
     with pytest.raises(UserError, match="Samples: expected a folder"):

@@ -187,18 +187,18 @@ def test_tensorboard_gets_the_scores(train, sounds):
 def test_stopped_by_ctrl_c_the_same_command_ends_at_the_weights_of_an_undisturbed_run(
         train, sounds, monkeypatch, capsys):
     train("--epochs", 5, "--save", "undisturbed.keras")
-    keep, n_epochs = train_network.keep, []
+    fit_epoch = models.fit_epoch
 
-    def interrupted(*args):
-        n_epochs.append(keep(*args))
-        if len(n_epochs) == 3:
+    def interrupted(network, batches, epoch):
+        if epoch == 3:
             raise KeyboardInterrupt
-    monkeypatch.setattr(train_network, "keep", interrupted)
+        return fit_epoch(network, batches, epoch)
+    monkeypatch.setattr(models, "fit_epoch", interrupted)
     with pytest.raises(SystemExit, match="130"):
         utils.run(lambda: train("--epochs", 5))
-    assert "stopped; what is written is whole and stays, the same command goes on" in capsys.readouterr().err
+    assert "stopped in epoch 4; what is written is whole and stays, the same command goes on" in capsys.readouterr().err
     assert models.load(sounds / "weights.keras")[1]["classes"] == ["high", "low", "middle"]
-    monkeypatch.setattr(train_network, "keep", keep)
+    monkeypatch.setattr(models, "fit_epoch", fit_epoch)
     said = train("--epochs", 5)
     assert "Goes on after epoch 3 of" in said and "with epoch 4" in said
     assert "epoch    3" not in said and "epoch    4" in said

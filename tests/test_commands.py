@@ -1,0 +1,63 @@
+"""Every mode of every script, run as a command to its exit status."""
+import re
+import shutil
+from importlib.util import find_spec
+
+import pytest
+from conftest import read_table, run
+
+MODES = {
+    "augment a folder": ["augment_data.py", 1, "Samples/low", "--overwrite", "--only", "gain,noise", "--jobs", 1],
+    "preprocess with flags": ["preprocess_data.py", "--augment", 1, "--without", "pitch", "--strict", "--jobs", 2,
+                              "--n-mels", 40, "--preproc", "other"],
+    "train from weights, streamed": ["train_network.py", "--weights", "weights.keras", "--save", "new.keras",
+                                     "--memory", 0.0001, "--epochs", 1, "--results", "other", "--tensorboard", "board"],
+    "evaluate": ["eval_network.py"],
+    "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
+    "classify new sounds": ["eval_network.py", "Samples/low", "--csv", "new.csv"],
+    "write timelines": ["eval_network.py", "Samples/low/00.wav", "--timeline", "--step", 0.1],
+    "export to ONNX": ["eval_network.py", "--export", "model.onnx"],
+    "export to TFLite": ["eval_network.py", "--export", "model.tflite"],
+}
+NEEDS = {"train from weights, streamed": ["tensorboard"], "export to ONNX": ["tf2onnx", "onnx"]}
+WRITES = {
+    "augment a folder": ["Samples/low/00_aug1.wav", "Samples/low/augmentations.csv"],
+    "preprocess with flags": ["other/low/00_aug1.wav.npy", "other/settings.json"],
+    "train from weights, streamed": ["new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
+    "evaluate": ["Results/metrics.json", "Results/mistakes.png"],
+    "evaluate another folder": ["Results/Samples/metrics.json", "Results/Samples/roc_curves.svg"],
+    "classify new sounds": ["new.csv"],
+    "write timelines": [f"Results/Samples_low_00.wav.{kind}" for kind in ("csv", "txt", "png")],
+    "export to ONNX": ["model.onnx", "model.json"],
+    "export to TFLite": ["model.tflite", "model.json"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_command_ends_with_exit_status_0_and_what_it_should_write(mode, copy_of_trained):
+    for package in NEEDS.get(mode, []):
+        if not find_spec(package):
+            pytest.skip(f"{package} is not installed")
+    for name in WRITES[mode]:
+        (copy_of_trained / name).unlink(missing_ok=True)
+    result = run(*MODES[mode], cwd=copy_of_trained)
+    for name in WRITES[mode]:
+        assert (copy_of_trained / name).exists(), name
+    assert not result.stderr or "copies" in result.stderr
+    if mode == "evaluate":
+        assert "Scoring: 6 of 6" in result.stdout
+
+
+def test_new_sounds_and_classes_after_training_are_said_with_the_next_step(copy_of_trained):
+    shutil.copy(copy_of_trained / "Samples/low/00.wav", copy_of_trained / "Samples/low/later.flac.wav")
+    shutil.copytree(copy_of_trained / "Samples/low", copy_of_trained / "Samples/new")
+    run("preprocess_data.py", cwd=copy_of_trained)
+    said = run("train_network.py", "--epochs", 3, cwd=copy_of_trained, status=1).stderr
+    assert re.search(r"weights.keras: \d+ sounds were added \(class new\).* since this training; --fresh trains", said)
+    said = run("eval_network.py", cwd=copy_of_trained, status=1).stderr
+    assert re.search(r"Preproc: holds classes that weights.keras does not know, new; .*train_network.py --fresh", said)
+    run("eval_network.py", "Samples/new", "--csv", "new.csv", cwd=copy_of_trained)
+    rows = read_table(copy_of_trained / "new.csv")
+    assert list(rows[0]) == ["file", "predicted", "high", "low", "middle"]
+    for row in rows:
+        assert sum(float(row[name]) for name in ("high", "low", "middle")) == pytest.approx(1, abs=1e-5)
