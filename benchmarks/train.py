@@ -4,10 +4,12 @@ digits     spoken digits (FSDD), official test set, three seeds
 input      how long an epoch takes, held in memory and read anew, beside a plain loop over batches that lie ready
 race       how soon the network of 2017 gets as far on the first of these, in 40 epochs
 speakers   spoken digits, each speaker in turn left out
-drums      one-shot drums named kit-name, five seeds, test kits unheard; beside the network of 2017
+drums      one-shot drums named kit-name, five seeds, test kits unheard
 guitar     guitar effects named as in IDMT-SMT-Audio-Effects, test notes unheard
+stream     eight spectrograms of an hour each, held in memory and streamed: seconds and peak memory; needs no sounds
 
     python benchmarks/train.py digits Samples
+    python benchmarks/train.py stream
 
 The test sounds choose nothing here either: `race` looks at them after every epoch only to say when an accuracy was
 first reached, which no training could know.
@@ -45,7 +47,13 @@ RUNS = {
     "guitar": [["--groups", r"^G\d\d-\d{5}"]],
     "input": [],
     "race": [],
+    "stream": [],
 }
+HOUR = 310_000  # frames
+MEASURED = f"""
+import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network; train_network.main()
+print("Peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
+"""
 
 
 def call(folder, command):
@@ -116,29 +124,48 @@ def waiting(folder, samples):
     seconds = {"batches that lie ready": [], **{kind: [] for kind in kinds}}
     for epoch in range(6):
         began = time.perf_counter()
-        for x, y in ready:
-            network.train_on_batch(x, y)
+        for x, y, weights in ready:
+            network.train_on_batch(x, y, weights)
         seconds["batches that lie ready"].append(time.perf_counter() - began)
         for kind, batches in kinds.items():
-            seconds[kind].append(models.fit_epoch(network, batches, epoch, None)["seconds"])
+            seconds[kind].append(models.fit_epoch(network, batches, epoch)["seconds"])
     medians = {kind: np.median(values[1:]) for kind, values in seconds.items()}  # the first compiles
     for kind, value in medians.items():
         print(f"{kind:22} {value:6.2f} s an epoch of {len(ready)} steps, "
               f"{value / medians['batches that lie ready']:.3f} times the first")
 
 
+def stream(folder):
+    """Train for an epoch on hours held in memory, and on the same streamed."""
+    settings = {"sample_rate": 44100, "n_mels": 96, "n_fft": 2048, "hop_length": 512, "channels": 1}
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        path = folder / "Preproc" / "ab"[k % 2] / f"{k}.wav.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rng.normal(-50, 20, (96, HOUR)).astype(np.float32))
+    (folder / "Preproc/settings.json").write_text(json.dumps(settings))
+    for label, gigabytes in (("held in memory", "100"), ("streamed", "0.1")):
+        began = time.perf_counter()
+        said = call(folder, [sys.executable, "-c", MEASURED, "--memory", gigabytes, "--layers", "1", "--filters", "2",
+                             "--epochs", "1", "--fresh"])
+        peak = re.search(r"Peak (\d+) MiB", said)[1]
+        print(f"{label:16} {time.perf_counter() - began:5.0f} s in all, peak {peak} MiB", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=RUNS)
-    parser.add_argument("samples", type=Path)
-    parser.add_argument("--network", choices=("default", "original"), help="only this one")
+    parser.add_argument("samples", type=Path, nargs="?")
     args, flags = parser.parse_known_args()  # the others are for training
-    samples = args.samples.resolve()
+    if args.samples is None and args.what != "stream":
+        parser.error("name the folder of sounds")
     with tempfile.TemporaryDirectory() as folder:
+        if args.what == "stream":
+            stream(Path(folder))
+            return
+        samples = args.samples.resolve()
         call(folder, [sys.executable, ROOT / "preprocess_data.py", "--samples", samples])
-        for network in [args.network] if args.network else ["default", "original"][:1 + (args.what == "drums")]:
-            several(Path(folder), samples, f"{args.what} {network}", RUNS[args.what], "--network", network,
-                    *flags)
+        several(Path(folder), samples, args.what, RUNS[args.what], *flags)
         if args.what == "race":
             race(Path(folder), samples, RUNS["digits"][0])
         if args.what == "input":
