@@ -1,14 +1,24 @@
 """Write altered copies of sounds beside them, name_aug1.wav to name_augN.wav, for more to train on.
 
-Each copy gets one or more of speed_with_pitch, pitch, speed, dynamics, gain, noise, shift and polarity, and a line in
-augmentations.csv beside it that says how much. A copy depends on the seed, the sound's file name and its number alone.
-Training keeps a sound and its copies on one side of the split. A copy must still belong to its class:
+Each copy gets one or more of these deformations, and a line in augmentations.csv beside it that says how much:
+
+    speed_with_pitch  0.9 to 1.1 times as fast and as high, as a tape
+    pitch             up to two semitones up or down
+    speed             0.9 to 1.1 times as fast at the same pitch
+    dynamics          a compressor, by one of six presets
+    gain              1 to 20 dB softer
+    noise             white, pink or brown noise, 15 to 40 dB below the sound
+    shift             up to a tenth of its length later
+    polarity          turned upside down
+
+A copy has the length of its sound. It depends on the seed, the sound's file name and its number alone. Training keeps
+a sound and its copies on one side of the split. A copy must still belong to its class:
 
     classes that differ in effects (reverb, tremolo, distortion):  --only noise,shift,polarity
     in pitch (notes, keys, high and low drums):                     --without pitch,speed_with_pitch
     in loudness (soft and hard strokes):                            --without dynamics,gain
 
-    python augment_data.py 3 Samples/*/*
+    python augment_data.py 3 Samples
 """
 import argparse
 import contextlib

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 8000  # Hz
 DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings are not here")
+# Two workers share two cores: more threads would wait for one another.
+os.environ.update({name: "1" for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")})
 # A job in the background ignores Ctrl-C, and the scripts that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

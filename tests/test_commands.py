@@ -4,7 +4,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
-from conftest import read_table, run
+from conftest import one_line, run
 
 MODES = {
     "augment a folder": ["augment_data.py", 1, "Samples/low", "--overwrite", "--only", "gain,noise", "--jobs", 1],
@@ -52,12 +52,7 @@ def test_new_sounds_and_classes_after_training_are_said_with_the_next_step(copy_
     shutil.copy(copy_of_trained / "Samples/low/00.wav", copy_of_trained / "Samples/low/later.flac.wav")
     shutil.copytree(copy_of_trained / "Samples/low", copy_of_trained / "Samples/new")
     run("preprocess_data.py", cwd=copy_of_trained)
-    said = run("train_network.py", "--epochs", 3, cwd=copy_of_trained, status=1).stderr
-    assert re.search(r"weights.keras: \d+ sounds were added \(class new\).* since this training; --fresh trains", said)
-    said = run("eval_network.py", cwd=copy_of_trained, status=1).stderr
-    assert re.search(r"Preproc: holds classes that weights.keras does not know, new; .*train_network.py --fresh", said)
-    run("eval_network.py", "Samples/new", "--csv", "new.csv", cwd=copy_of_trained)
-    rows = read_table(copy_of_trained / "new.csv")
-    assert list(rows[0]) == ["file", "predicted", "high", "low", "middle"]
-    for row in rows:
-        assert sum(float(row[name]) for name in ("high", "low", "middle")) == pytest.approx(1, abs=1e-5)
+    line = one_line("train_network.py", "--epochs", 3, cwd=copy_of_trained)
+    assert re.search(r"weights.keras: \d+ sounds were added \(class new\).* since this training; --fresh trains", line)
+    line = one_line("eval_network.py", cwd=copy_of_trained)
+    assert re.search(r"Preproc: holds classes that weights.keras does not know, new; .*train_network.py --fresh", line)

@@ -171,13 +171,6 @@ def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
     assert "settings.json: expected settings of finished preprocessing" in line
 
 
-def test_training_that_diverges_says_so_and_leaves_earlier_weights_alone(sounds):
-    (sounds / "weights.keras").write_bytes(b"earlier")
-    line = one_line("train_network.py", "--learning-rate", "1e30", "--epochs", 2, "--fresh", "--layers", 1,
-                    "--filters", 2, cwd=sounds)
-    assert "weights.keras: expected a finite loss" in line and (sounds / "weights.keras").read_bytes() == b"earlier"
-
-
 def test_training_waits_while_preprocessing_is_at_work_and_says_so(sounds, capsys):
     run("preprocess_data.py", cwd=sounds)
     with ThreadPoolExecutor() as pool:

@@ -240,6 +240,13 @@ def test_killed_at_any_moment_it_ends_at_the_weights_of_an_undisturbed_run(train
     assert not list(sounds.glob(".*")) and not list(sounds.glob("*.npz"))
 
 
+def test_training_that_diverges_at_once_says_so_and_leaves_earlier_weights_alone(train, sounds):
+    (sounds / "weights.keras").write_bytes(b"earlier")
+    with pytest.raises(UserError, match="weights.keras: expected a finite loss, found none; take a lower --learning-r"):
+        train("--learning-rate", "1e30", "--epochs", 2, "--fresh")
+    assert (sounds / "weights.keras").read_bytes() == b"earlier"
+
+
 def test_training_that_diverges_later_is_not_called_finished(train, sounds, monkeypatch):
     validate = eval_network.validate
 
@@ -379,14 +386,18 @@ def test_spectrograms_that_do_not_fit_are_read_anew_and_give_the_same_weights(tr
 
 
 MEASURED = f"""
-import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import train_network; train_network.main()
-read = int(open("/proc/self/io").read().split()[1])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "read", read // 10**6)
+import resource, sys; sys.path.insert(0, {str(ROOT)!r}); import eval_network, models, train_network
+def used():
+    read = int(open("/proc/self/io").read().split()[1])  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, read // 10**6
+before = used()
+train_network.main()
+print("used", *(after - then for after, then in zip(used(), before)))
 """
 
 
 def memory_and_reading(folder, n_frames):
-    """Peak memory in MiB and what is read in MB where training streams eight spectrograms of n_frames."""
+    """The memory in MiB and what is read in MB that streaming eight spectrograms of n_frames takes beyond Keras."""
     settings = {"sample_rate": 8000, "n_mels": 96, "n_fft": 512, "hop_length": 128, "channels": 1}
     for k in range(8):
         path = folder / "Preproc" / "ab"[k % 2] / f"{k}.wav.npy"
@@ -397,13 +408,13 @@ def memory_and_reading(folder, n_frames):
     said = subprocess.run([sys.executable, "-c", MEASURED, *SMALL, "--epochs", "1", "--memory", "0.000001"], cwd=folder,
                           check=True, capture_output=True, text=True).stdout
     assert "do not fit into memory" in said
-    return [int(number) for number in re.search(r"peak (\d+) read (\d+)", said).groups()]
+    return [int(number) for number in re.search(r"used (\d+) (\d+)", said).groups()]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="what is read is told by /proc")
-def test_streaming_arrays_of_100_mb_takes_the_memory_of_few_and_reads_windows_alone(tmp_path):
-    (short_peak, short_read), (peak, read) = (memory_and_reading(tmp_path / str(n), n) for n in (300, 260_000))
-    assert peak - short_peak < 400 and read - short_read < 50
+def test_streaming_arrays_of_100_mb_takes_the_memory_of_a_few_and_reads_windows_alone(tmp_path):
+    peak, read = memory_and_reading(tmp_path, 260_000)
+    assert peak < 700 and read < 150, (peak, read)
 
 
 def test_streamed_spectrograms_are_mapped_and_not_read(train, sounds):
