@@ -414,7 +414,8 @@ def main():
     n_there = len(sources) * args.n - sum(map(len, to_do.values()))
     n_bad = utils.name_skipped(errors)
     utils.say(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, "
-              f"{n_bad} files skipped", "Next: python preprocess_data.py")
+              f"{n_bad} files skipped")
+    utils.say_next("preprocess_data.py")
     return n_bad
 
 

@@ -66,8 +66,10 @@ def read_labelled(args, info):
     """
     source = find_source(args.data or args.samples, args.data or args.preproc, FeatureSettings(**info["features"]))
     if unknown := sorted(set(map(utils.class_of, source.names)) - set(info["classes"])):
+        training = utils.command("train_network.py", "--fresh", "--save", args.weights,
+                                 samples=args.samples, preproc=args.preproc, results=args.results)
         remedy = (f"name its folders as the classes: {', '.join(info['classes'])}" if args.data else
-                  f"to train with them: {' '.join(['python', utils.beside('train_network.py'), '--fresh'])}")
+                  f"to train with them: {training}")
         raise UserError(f"{source.folder}: holds classes that {args.weights} does not know, {', '.join(unknown)}; "
                         + remedy)
     names = originals(source.names, source.copies) if args.data else sorted(set(source.names) & set(info["test"]))
@@ -306,7 +308,8 @@ def plot_reliability(path, y, scores, raw, report):
         panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         panel.plot([0, 1], [0, 1], color="0.8", label="right as often as they say")
         for k, p, name, numbers in ((1, raw, "before", report["uncalibrated"]), (0, scores, "after", report)):
-            style = dict(color=COLORS[k], ls=("-", "--")[k], label=f"{name}: error {numbers['calibration_error']:.3f}")
+            error = rounded(numbers["calibration_error"], len(y))
+            style = dict(color=COLORS[k], ls=("-", "--")[k], label=f"{name}: error {error} ({N_BINS} bins)")
             counts, sure, right = in_bins(y, p, n_bins)
             panel.errorbar(sure, right, np.abs(right - intervals(counts, right)), marker="o", capsize=3, lw=1.4,
                            elinewidth=0.7, **style)
@@ -359,12 +362,12 @@ def show_spectrogram(axes, spectrogram, settings, seconds=None):
 
 
 def hertz_ticks(settings):
-    """Octaves of 1000 Hz that lie apart among the mel bands, as a dict from Hz to the place between 0 and n_mels."""
+    """Round frequencies that lie apart among the mel bands, as a dict from Hz to the place between 0 and n_mels."""
     from librosa import mel_frequencies
     edges = mel_frequencies(n_mels=settings.n_mels + 2, fmax=settings.sample_rate / 2)
     centres = edges[1:-1]  # Hz, of band k at place k + 0.5
     ticks, last = {}, math.inf
-    for hertz in 1000 * 2.0 ** np.arange(9, -4, -1):  # down to 125
+    for hertz in (*1000 * 2.0 ** np.arange(9, -4, -1), 100, 50, 25):
         place = float(np.interp(hertz, centres, np.arange(settings.n_mels) + 0.5, left=-1, right=-1))
         if place >= 0 and last - place >= settings.n_mels / 10:
             ticks[f"{hertz:g}"] = last = place
@@ -399,6 +402,8 @@ def describe(info, n_weights, device):
         say(f"{name:{width}}" + "".join(f"{n:>12}" for n in counts))
     if not info["validation"]:
         say("No validation sounds: the training loss chooses the epoch, and probabilities are not calibrated")
+    if not info["test"]:
+        say("No test sounds: evaluation needs another folder, --data")
     for side, counts in zip(SIDES, sides):
         if counts and (bare := [name for name in info["classes"] if not counts[name]]):
             say(f"No {side} sound in {', '.join(bare)}; another --seed splits differently")
@@ -466,15 +471,15 @@ def flat_name(path):
 def timeline(path, network, info, args):
     """Write which class is heard when in a recording: a table, labels for Audacity, a picture. Raises UserError."""
     times, scores, columns = hear(path, network, info, args.step)
-    guesses = scores.argmax(axis=1)
-    names = [info["classes"][k] for k in guesses]
+    predicted = scores.argmax(axis=1)
+    names = [info["classes"][k] for k in predicted]
     table, labels, picture = (args.results / f"{flat_name(path)}.{end}" for end in ("csv", "txt", args.format))
     if len(os.fsencode(table.name)) > 255:
         raise UserError(f"{path}: expected a name that leaves room in 255 bytes for {table.suffix}, found more")
     rows = zip(times, times[1:], names, scores.max(axis=1))
     utils.save_csv(table, [["start", "end", "class", "probability"],
                            *([f"{start:.3f}", f"{end:.3f}", name, f"{p:.4f}"] for start, end, name, p in rows)])
-    starts = [*np.flatnonzero(np.diff(guesses, prepend=-1)), len(names)]  # where another class begins
+    starts = [*np.flatnonzero(np.diff(predicted, prepend=-1)), len(names)]  # where another class begins
     utils.save_text(labels, "".join(f"{times[i]:.6f}\t{times[j]:.6f}\t{shown(' '.join(names[i].split()))}\n"
                                     for i, j in itertools.pairwise(starts)))
     plot_timeline(picture, columns, scores, times, info)

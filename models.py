@@ -48,7 +48,6 @@ with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
     from keras import layers
 
 INFO_FILE = "training.json"
-DEFAULTS = {"temperature": 1, "seen": [], "learned": []}  # of trainings that do not tell
 KEPT_OF_EPOCHS = "epoch", "learning_rate", "loss", "accuracy", "seconds", "clips_per_second"
 # What Keras may build of a weights file: the parts of our networks. Others may read files, or run what they bring.
 OURS = frozenset("None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
@@ -163,7 +162,7 @@ class Batches(keras.utils.PyDataset):
         margin = round(self.recipe["shift"] * self.n_frames)
         padded = pad_to(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
-        return padded[..., start:start + self.n_frames]
+        return padded[..., start:start + self.n_frames].copy()  # lest it hold a memory map, and its file, open
 
     def mixed(self, x, y, rng):
         """Each window with a share of another, and its target alike (mixup, Zhang 2018)."""
@@ -324,7 +323,8 @@ def load_state(weights):
     try:
         with np.load(path, allow_pickle=False) as state:
             info, history = json.loads(state["said"].tobytes())
-            check(DEFAULTS | info)
+            info = complete(info)
+            check(info)
             if not all(set(KEPT_OF_EPOCHS) <= row.keys() and {*map(type, row.values())} <= {int, float}
                        for row in history):
                 raise ValueError("epochs without numbers")
@@ -428,10 +428,15 @@ def save(network, info, path):
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
 
 
+def complete(info):
+    """Add to info what former versions did not save. They told of all that was seen, learned from or not."""
+    return {"temperature": 1, "seen": [], "unused": [], "learned": info.get("seen", [])} | info
+
+
 def check(info):
     """Raise an error, of one kind or another, where info is not such as training saves."""
     FeatureSettings(**info["features"])
-    lists = [info[key] for key in ("classes", "train", "validation", "test", "seen", "learned")]
+    lists = [info[key] for key in ("classes", "train", "validation", "test", "unused", "seen", "learned")]
     kinds = [type(info[key]) for key in ("seed", "n_frames")], type(info.get("recipe", {}))
     if not (kinds == ([int, int], dict) and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3
             and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
@@ -444,7 +449,7 @@ def load_info(path):
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
-        info = DEFAULTS | json.loads(archive.read(INFO_FILE))
+        info = complete(json.loads(archive.read(INFO_FILE)))
     check(info)
     return info
 

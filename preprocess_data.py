@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import time
 import warnings
 import zlib
@@ -26,13 +27,23 @@ import numpy as np
 
 import augment_data
 import utils
-from utils import SETTINGS_FILE, UserError, for_each, list_classes, list_spectrograms, name_skipped, say
+from utils import (
+    RATES,
+    SETTINGS_FILE,
+    SKIPPED_FILE,
+    UserError,
+    for_each,
+    list_classes,
+    list_spectrograms,
+    name_skipped,
+    say,
+)
 
 FEATURES = 1  # raise it when the arithmetic changes: spectrograms made before are then made again
 AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below the loudest bin
 MOST_DB = 1000.0  # of samples below 1e9 it is 540
 MAX_RATE = 10**6  # Hz, of spectrograms
-TELLING_SHARE = 0.25  # by which classes may differ in their share of low sample rates
+TELLING_SHARE = 0.5  # by which classes may differ in their share of low sample rates
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
@@ -274,19 +285,23 @@ def read_rates(samples, names, n=1000):
 
 
 def note_telling_rates(rates, sample_rate):
-    """Say so where many sounds of some classes, and few of others, were recorded below sample_rate.
+    """Say so where most sounds of one class, and few of another, were recorded below sample_rate, or up to it.
 
-    They lack the high frequencies that the others have: a network would learn the recorder, not the class.
+    Below it they lack the high frequencies that the others have; at it the others have the edge of the resampler. A
+    network would learn the recorder, not the class. Nine tenths of the lowest usual rate has no edge of any of them.
     """
-    counts = {}  # of each class: how many sounds have which rate
+    by_class = {}
     for name, rate in rates.items():
-        counts.setdefault(utils.class_of(name), Counter())[rate] += 1
-    low = {c: sum(n for rate, n in some.items() if rate < sample_rate) / some.total() for c, some in counts.items()}
-    most, least = (choose(sorted(low), key=low.get) for choose in (max, min))
-    if low[most] - low[least] > TELLING_SHARE:
-        usual = {rate for some in counts.values() for rate, n in some.items() if n >= some.total() / 10}
-        say(f"Sample rates tell classes apart: {low[most]:.0%} of {most} is recorded below {sample_rate} Hz, but "
-            f"{low[least]:.0%} of {least}; --sample-rate {min(usual)} removes this clue")
+        by_class.setdefault(utils.class_of(name), []).append(rate)
+    for word, limit in (("below", sample_rate), ("at most at", sample_rate + 1)):
+        low = {name: sum(rate < limit for rate in some) / len(some) for name, some in by_class.items()}
+        most, least = (choose(sorted(low), key=low.get) for choose in (max, min))
+        if low[most] - low[least] > TELLING_SHARE:
+            usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
+            harmless = max(RATES[0], int(0.9 * usual) // 100 * 100)
+            say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but {low[least]:.0%} of {least}, is "
+                f"recorded {word} {sample_rate} Hz; preprocess_data.py --sample-rate {harmless} removes this clue")
+            return
 
 
 def rate_of(samples, name):
@@ -416,7 +431,7 @@ def make_spectrograms(task, names, args):
     Returns a dict of those that were written and their seconds, one of the sounds that cannot be read and the
     UserErrors, how many spectrograms were removed, and how many were up to date.
     """
-    mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / "skipped.csv"
+    mark, skipped = task.preproc / SETTINGS_FILE, task.preproc / SKIPPED_FILE
     n_removed = tidy(task.preproc, names)
     found, former, new = {}, {}, dataclasses.asdict(task.settings)
     with contextlib.suppress(Exception):  # of the last run, finished or not
@@ -456,7 +471,8 @@ def describe_classes(samples, sounds):
         deeper = len({name.split("/")[1] for name in sounds if name.count("/") > 1})
         text = f"1 class, {only}"
         if deeper:
-            text += f"; its {deeper} subfolders are no classes, --samples {Path(samples, only)} makes them so"
+            folder = shlex.quote(str(Path(samples, only)))
+            text += f"; its {deeper} subfolders are no classes, --samples {folder} makes them so"
     else:
         least, most = min(counts, key=counts.get), max(counts, key=counts.get)
         sizes = f"{counts[least]} each"
@@ -488,7 +504,7 @@ def main():
     with utils.alone_in(args.preproc, f"{args.preproc}: another run is at work there; waiting for its end"):
         task = Task(args.samples, args.preproc, settings, args.seed, deformations)
         done, errors, n_removed, n_kept = make_spectrograms(task, sorted({*sounds, *copies}), args)
-    n_bad = name_skipped(errors, f", all in {args.preproc}/skipped.csv")
+    n_bad = name_skipped(errors, f", all in {args.preproc}/{SKIPPED_FILE}")
     if not done and not n_kept:
         raise UserError(f"{args.samples}: expected sounds, found {n_bad} files that cannot be read")
     seconds, took = sum(done.values()), time.perf_counter() - began

@@ -117,11 +117,12 @@ def group_of(name, groups=None, copies=None):
     with its copies, and with other formats of it: "x.wav" and "x.mp3" are one recording.
     """
     source = (copies or {}).get(name, name)
-    match = groups and groups.search(source.split("/", 1)[1])
+    path = source.split("/", 1)[1]
+    match = groups and groups.search(path)
     if not match:
         return utils.stem_of(source)
-    captured = match[1] if groups.groups else None
-    return match[0] if captured is None else captured
+    part = 1 if groups.groups and match[1] is not None else 0
+    return match[part] if match.end(part) < len(path) else utils.stem_of(match[part])  # the format does not count
 
 
 def hold_out(groups, copies, share, seed):
@@ -134,11 +135,11 @@ def hold_out(groups, copies, share, seed):
     members = {}
     for name, group in groups.items():
         members.setdefault(group, []).append(name)
-    left = Counter(class_of(name) for name in groups if name not in copies)
+    left = count_recordings(groups, copies)
     room = {c: min(max(1, round(share * n)), n - 1) for c, n in left.items()}  # wanted and not yet held out
     held_out, spare = set(), []
     for group in sorted(members, key=lambda group: hashlib.sha256(os.fsencode(f"{seed}/{group}")).digest()):
-        counts = Counter(class_of(name) for name in members[group] if name not in copies)
+        counts = count_recordings(members[group], copies)
         if not counts or any(n >= left[c] for c, n in counts.items()):
             continue
         if sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items()) > 0:
@@ -148,6 +149,11 @@ def hold_out(groups, copies, share, seed):
         else:
             spare.append(group)
     return held_out or set(members[spare[0]] if spare else ())  # of few large groups one is too much, none too little
+
+
+def count_recordings(names, copies):
+    """How many sounds of each class there are, without copies; one in two formats counts once. Returns a Counter."""
+    return Counter(map(class_of, {utils.stem_of(name) for name in names if name not in copies}))
 
 
 def split(names, seed, test=None, groups=None, copies=None):
@@ -197,24 +203,51 @@ def originals(names, copies):
     return sorted(name for name in names if name not in copies)
 
 
-def leave_out_twins(sides, spectrograms, folder):
-    """Leave out of training and validation what is identical to a sound that is held out: a file under two names.
+def leave_out_twins(sides, spectrograms):
+    """Leave out of a split what is identical to a sound of another side: a file under two names.
 
-    Returns the sides of the split. Raises UserError where this leaves a class without a training sound.
+    Held-out sounds stay, and their twins are not trained on. Where a class would lose all its training sounds, its
+    twins that are held out go instead. What earlier training has seen is not held out in any case. Returns the sides.
+    Raises UserError where no test sound is left.
     """
-    held_out, found, first = set(), {}, {}
-    for side in reversed(SIDES):
-        digests = {name: hashlib.sha256(np.ascontiguousarray(spectrograms[name])).digest() for name in sides[side]}
-        found[side] = [name for name in sides[side] if digests[name] not in held_out]
-        first.update({name: digest for name, digest in digests.items() if digest in held_out})
-        held_out.update(digests.values())
-    if first:
-        example = min(first)
-        say(f"{len(first)} training and validation sounds, as {example}, are left out: identical to sounds held out")
-    if bare := sorted(set(map(class_of, sides["train"])) - set(map(class_of, found["train"]))):
-        raise UserError(f"{folder}/{bare[0]}: all sounds left to train on are identical to sounds held out; "
-                        "add different recordings")
+    keys = content_keys(spectrograms)
+    seen, learned = ({keys[name] for name in sides.get(key, ()) if name in keys} for key in ("seen", "learned"))
+    test = without(sides["test"], keys, seen)
+    validation = without(sides["validation"], keys, learned | {keys[name] for name in test})
+    train = without(sides["train"], keys, {keys[name] for name in test + validation})
+    if bare := set(map(class_of, sides["train"])) - set(map(class_of, train)):
+        train = sorted({*train, *(name for name in sides["train"] if class_of(name) in bare)})
+        trained = {keys[name] for name in train}
+        test, validation = (without(names, keys, trained) for names in (test, validation))
+    found = {"train": train, "validation": validation, "test": test}
+    twins = sorted(name for side in SIDES for name in set(sides[side]) - set(found[side]))
+    if twins:
+        sounds = f"{len(twins)} sound" + ("s" if len(twins) > 1 else "")
+        say(f"Left out {sounds}, such as {twins[0]}: identical to a sound on another side of the split")
+    if sides["test"] and not test:
+        raise UserError("no test sounds are left, because they are identical to training sounds; add other recordings")
     return sides | found
+
+
+def without(names, keys, others):
+    """The names whose keys are not among others."""
+    return [name for name in names if keys[name] not in others]
+
+
+def content_keys(spectrograms):
+    """A key for each sound, the same for identical spectrograms alone.
+
+    Their middle frames tell most apart. The others are read whole.
+    """
+    keys = {}
+    for name in spectrograms:
+        spectrogram = spectrograms[name]
+        middle = spectrogram[..., spectrogram.shape[-1] // 2]
+        keys[name] = spectrogram.shape, middle.tobytes()
+    counts = Counter(keys.values())
+    for name in [name for name, key in keys.items() if counts[key] > 1]:
+        keys[name] = hashlib.sha256(np.ascontiguousarray(spectrograms[name])).digest()
+    return keys
 
 
 def suggest_groups(names):
@@ -223,9 +256,8 @@ def suggest_groups(names):
     Such a part takes several values in each class, and several sounds have each. The last part of a file name is
     taken for a running number. The part with the most values is suggested.
     """
-    paths = [name.split("/", 1)[1] for name in names]
     suggested, most = None, 1
-    for separator in "/" if any("/" in path for path in paths) else "-_ ":
+    for separator in "/-_ ":
         for position in range(4):
             skipped = f"[^{separator}]+{separator}" * position
             pattern = f"^{skipped}([^{separator}]+){separator}"
@@ -236,21 +268,25 @@ def suggest_groups(names):
 
 
 def count_groups(names, pattern):
-    """Count the values of a pattern that may be groups: enough sounds match, and share values in each class. Else 0."""
+    """Count the values of a pattern that may be groups: most sounds match, and several share each value. Else 0.
+
+    Numbers that do not come again within a class are running numbers.
+    """
     values = {name: match[1] for name in names if (match := pattern.search(name.split("/", 1)[1]))}
     pairs = {(class_of(name), value) for name, value in values.items()}
-    n_of_class = Counter(class_name for class_name, _ in pairs)
-    if len(values) < 0.9 * len(names) or len(values) < 1.5 * len(pairs) or min(n_of_class.values(), default=0) < 2:
+    n_values, n_of_class = len(set(values.values())), Counter(class_name for class_name, _ in pairs)
+    n_shared = len(pairs) if all(map(str.isdecimal, values.values())) else n_values
+    if len(values) < 0.9 * len(names) or len(values) < 1.5 * n_shared or min(n_of_class.values(), default=0) < 2:
         return 0
-    return len(set(values.values()))
+    return n_values
 
 
 def check_classes(names, classes, folder, copies):
     """Raise UserError unless there are two classes, each with two sounds that are no copies."""
     if len(classes) < 2:
         raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
-    counts = Counter(map(class_of, originals(names, copies)))
-    n_copies = Counter(map(class_of, names)) - counts
+    counts = count_recordings(names, copies)
+    n_copies = Counter(map(class_of, names)) - Counter(map(class_of, originals(names, copies)))
     if small := [name for name in classes if counts[name] < 2]:
         name, others = small[0], ", ".join(small[1:11]) + f" and {len(small) - 11} more" * (len(small) > 11)
         raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
@@ -265,9 +301,8 @@ def plan(history, recipe):
 
     The rate is held while there is progress: a validation loss 5 % and MIN_PROGRESS below the best so far or, with
     annealing to come, such a training loss; a small set's validation is often unlucky for many epochs. After `patience`
-    epochs without,
-    the rate falls for a third as long as it was held; at the latest it falls in time to end with the last epoch
-    allowed. Without `anneal` the rate stays, and training stops there.
+    epochs without, the rate falls for a third as long as it was held; at the latest it falls in time to end with the
+    last epoch allowed. Without `anneal` the rate stays, and training stops there.
     """
     epochs, best, last_progress = recipe["epochs"], {}, 1
     latest = epochs - math.ceil(epochs / 3)
@@ -363,8 +398,8 @@ def finish(history, info, args):
     say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
     lowest = min(range(len(history)), key=lambda epoch: history[epoch].get("val_loss", history[epoch]["loss"]))
     if lowest != best:
-        say(f"Epoch {lowest + 1} had a lower loss. Kept is the last epoch since the learning rate fell that is within "
-            "two standard errors of the lowest: that is less a matter of luck")
+        say(f"Epoch {lowest + 1} had a lower loss. Epoch {best + 1} is kept: only epochs since the learning rate fell "
+            "count, and of those within two standard errors of their lowest loss the last one")
 
 
 def resume(network, info, args):
@@ -390,22 +425,23 @@ def resume(network, info, args):
 
 def refuse_other(path, found, info):
     """Raise UserError unless the training found in `path` is the one that info tells of."""
-    sounds, found, info = added_and_removed(found, info), *(
-        {**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
+    sounds = added_and_removed(found, info)
+    found, info = ({**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
     keys = [key for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
-    if keys and sounds and set(keys) <= {*SIDES, "classes"}:
-        raise UserError(f"{path}: {sounds} since this training; --fresh trains again, "
-                        "--save with a --results of its own keeps both")
-    other = [f"{key} ({found.get(key)}, now {info[key]})" if isinstance(info[key], (int, float)) else key
-             for key in [key for key in keys if key not in SIDES] or keys]  # from what differs, the split follows
-    if other:
-        raise UserError(f"{path}: is of a training with other {', '.join(other)}; "
-                        "--fresh replaces it, --save with a --results of its own keeps both")
+    if not keys:
+        return
+    if set(keys) <= {*SIDES, "classes", "unused", "n_frames"}:
+        reason = f"{sounds} since this training" if sounds else "this training split the sounds in another way"
+    else:
+        other = [f"{key} ({found.get(key)}, now {info[key]})" if isinstance(info[key], (int, float)) else key
+                 for key in keys if key not in (*SIDES, "unused")]  # from what differs, the split follows
+        reason = f"is of a training with other {', '.join(other)}"
+    raise UserError(f"{path}: {reason}; --fresh trains again, --save with a --results of its own keeps both")
 
 
 def added_and_removed(found, info):
     """Say how many sounds and which classes were added and removed between two trainings; "" where none were."""
-    before, now = ({name for side in SIDES for name in i[side]} for i in (found, info))
+    before, now = ({name for side in (*SIDES, "unused") for name in i[side]} for i in (found, info))
     parts = []
     for word, some, classes in (("added", now - before, set(info["classes"]) - set(found["classes"])),
                                 ("removed", before - now, set(found["classes"]) - set(info["classes"]))):
@@ -481,9 +517,9 @@ def forget_seen(sides, earlier, groups, copies):
     """
     learned = {*earlier["train"], *earlier.get("learned", [])}
     seen = {*learned, *earlier["validation"], *earlier.get("seen", [])}
-    known, known_by_heart = ({group_of(name, groups, copies) for name in names} for names in (seen, learned))
-    test = [name for name in sides["test"] if group_of(name, groups, copies) not in known]
-    validation = [name for name in sides["validation"] if group_of(name, groups, copies) not in known_by_heart]
+    seen_groups, learned_groups = ({group_of(name, groups, copies) for name in names} for names in (seen, learned))
+    test = [name for name in sides["test"] if group_of(name, groups, copies) not in seen_groups]
+    validation = [name for name in sides["validation"] if group_of(name, groups, copies) not in learned_groups]
     if n_seen := len(sides["test"]) - len(test):
         say(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
     if n_seen := len(sides["validation"]) - len(validation):
@@ -500,11 +536,14 @@ def note_other_sounds(source, samples):
     found = set(filter(utils.is_sound, utils.list_files(samples)))
     if bare := sorted(set(utils.list_classes(samples)) - set(map(class_of, found)) - set(map(class_of, source.names))):
         raise UserError(f"{samples}/{bare[0]}: no sounds there; add at least 2, or remove the folder")
+    skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
     if new := found - set(source.names):
         say(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
             "preprocess_data.py adds new ones")
-    if unknown := sorted(set(map(class_of, new)) - set(source.classes)):
-        say(f"{source.folder}: has no class {', '.join(unknown)}")
+    for unknown in sorted(set(map(class_of, new)) - set(source.classes)):
+        if all(name in skipped for name in new if class_of(name) == unknown):
+            raise UserError(f"{samples}/{unknown}: none of its sounds can be read; mend them, or remove the folder")
+        say(f"{source.folder}: has no class {unknown}")
 
 
 def split_sounds(source, spectrograms, args):
@@ -522,7 +561,7 @@ def split_sounds(source, spectrograms, args):
         example = f", such as {part[1]}" if part else ""
         say(f"File names share parts{example}: if each is a speaker, kit or recording, this split is too easy; "
             f"{shlex.join(['--groups', pattern])} keeps each on one side")
-    return leave_out_twins(sides, spectrograms, source.folder)
+    return sides
 
 
 def main():
@@ -536,18 +575,22 @@ def main():
     spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
     check_classes(spectrograms, source.classes, source.folder, source.copies)  # again: some may be unreadable
     if source.folder == args.samples:
-        say(f"Computed in {time.perf_counter() - began:.1f} s; python {utils.beside('preprocess_data.py')} keeps them")
+        say(f"Computed in {time.perf_counter() - began:.1f} s; {utils.command('preprocess_data.py')} keeps them")
     sides = split_sounds(source, spectrograms, args)
-    import models  # not before the user's mistakes are found: Keras takes seconds to load
     if args.weights:
+        import models
         earlier = models.load(args.weights, models.load_info)
         args.network, shape = earlier["network"], earlier.get("recipe", {})
         args.layers, args.filters = shape.get("layers"), shape.get("filters")
         sides = forget_seen(sides, earlier, args.groups, source.copies)
+    sides = leave_out_twins(sides, spectrograms)
+    used = {name for side in SIDES for name in sides[side]}
+    import models  # not before the user's mistakes are found: Keras takes seconds to load
     info = {"network": args.network, "seed": args.seed, "classes": source.classes,
             "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
             "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(),
-            "seen": [], "learned": [], **sides}
+            "--groups": args.groups and args.groups.pattern, "--test": args.test and args.test.pattern,
+            "seen": [], "learned": [], **sides, "unused": sorted(set(spectrograms) - used)}
     if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
         refuse_other(args.save, models.load(args.save, models.load_info), info)
         say(f"{args.save}: finished training of these sounds in this way; --fresh trains again")

@@ -16,6 +16,7 @@ import random
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -29,6 +30,7 @@ import numpy as np
 READABLE = frozenset(".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64".split())
 TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does not know these: never passed over
 SETTINGS_FILE = "settings.json"
+SKIPPED_FILE = "skipped.csv"  # beside it: the sounds that could not be read
 RATES = 100, 10**7  # Hz, the lowest and the highest of sounds: what damaged headers claim takes hours and gigabytes
 READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
 MOST_NAMED = 20  # of what is skipped, on the screen
@@ -122,13 +124,19 @@ def run(main):
 
 def say_next(script, **places):
     """Print the command to run next, with those of its places that are not the default ones."""
-    flags = ([f"--{name}", str(path)] for name, path in places.items() if str(path) != Parser.PLACES[name][0])
-    say("Next: " + shlex.join(["python", beside(script), *itertools.chain.from_iterable(flags)]))
+    say(f"Next: {command(script, **places)}")
 
 
-def beside(script):
-    """The path by which a script is called from where this one was called ("../project/eval_network.py")."""
-    return str(Path(sys.argv[0]).with_name(script))
+def command(script, *flags, **places):
+    """A command for the user to run, quoted for a shell, with those of its places that are not the default ones.
+
+    The script is named by the path of the one that runs ("../project/eval_network.py").
+    """
+    words = ["python", os.path.join(os.path.dirname(sys.argv[0]), script), *map(str, flags)]
+    for name, path in places.items():
+        if str(path) != Parser.PLACES[name][0]:
+            words += [f"--{name}", str(path)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def check_weights_path(path):
@@ -486,11 +494,16 @@ def find_copies(names, samples=None):
 
 def read_augmentations(folder):
     """Read which copies augmentations.csv in `folder` lists, as a set of (source's file name, number); may be empty."""
+    return {(row.get("file"), row.get("copy")) for row in read_csv(Path(folder, AUGMENTATIONS))}
+
+
+def read_csv(path):
+    """Read a table that one of the scripts wrote, as a list of dicts; empty where there is none that can be read."""
     try:
-        with open(Path(folder, AUGMENTATIONS), newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {(row.get("file"), row.get("copy")) for row in csv.DictReader(file)}
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return list(csv.DictReader(file))
     except (OSError, csv.Error):
-        return set()
+        return []
 
 
 def file_cell(file_name):

@@ -81,17 +81,38 @@ def test_missing_weights_are_named_before_keras_is_loaded(sounds, monkeypatch):
 
 
 @pytest.mark.parametrize("rates, sample_rate, words", [
-    ((44100, 96000), None, "100% of low is recorded below 96000 Hz, but 0% of high; --sample-rate 44100 removes"),
-    ((44100, 96000), 44100, None), ((96000, 96000), None, None), ((8000, 8000), 16000, None)])
-def test_sample_rates_that_tell_classes_apart_are_pointed_out(tmp_path, capsys, rates, sample_rate, words):
+    ((44100, 96000), None, "100% of low, but 0% of high, is recorded below 96000 Hz; "),
+    ((44100, 96000), 44100, "100% of low, but 0% of high, is recorded at most at 44100 Hz; "),
+    ((44100, 96000), 39600, None), ((96000, 96000), None, None), ((8000, 8000), 16000, None)])
+def test_sample_rates_that_tell_classes_apart_are_said_and_the_rate_that_removes_the_clue(tmp_path, capsys, rates,
+                                                                                          sample_rate, words):
     names = [f"{name}/{i}.wav" for name in ("low", "high") for i in range(10)]
-    for name, rate in zip(names, [rates[0]] * 10 + [rates[1]] * 10):
+    for k, (name, rate) in enumerate(zip(names, [rates[0]] * 10 + [rates[1]] * 10)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        soundfile.write(tmp_path / name, np.zeros(rate // 100), rate)
+        soundfile.write(tmp_path / name, np.random.default_rng(k).normal(0, 0.1, rate), rate)
     settings = preprocess_data.choose_settings(tmp_path, names, sample_rate)
-    assert settings.sample_rate == sample_rate or settings.sample_rate == max(rates)
-    said = capsys.readouterr().out
-    assert (words in said and len(said.splitlines()) == 1) if words else not said
+    assert settings.sample_rate == (sample_rate or max(rates))
+    said = capsys.readouterr().out.splitlines()
+    assert [words in line and line.endswith("--sample-rate 39600 removes this clue") for line in said] == (
+        [True] if words else [])
+    if rates == (44100, 96000):  # the same white noise: what differs is the clue
+        sounds = [preprocess_data.sound_to_spectrogram(name, tmp_path, settings) for name in names]
+        levels = [np.mean([sound.mean(axis=1) for sound in some], axis=0) for some in (sounds[:10], sounds[10:])]
+        clue = np.abs(levels[0] - levels[1] - np.median(levels[0] - levels[1])).max()  # dB
+        assert clue > 2 if words else clue < 1
+
+
+def test_odd_rates_of_every_kind_do_no_harm(capsys):
+    rates = {f"{c}/{k}.wav": 8000 + 100 * k for c in "ab" for k in range(30)}
+    preprocess_data.note_telling_rates(rates, 9000)
+    assert not capsys.readouterr().out
+
+
+def test_class_of_sounds_that_cannot_be_read_stops_training(sounds):
+    for path in (sounds / "Samples/low").iterdir():
+        path.write_text("no sound")
+    run("preprocess_data.py", cwd=sounds, status=1)
+    assert "Samples/low: none of its sounds can be read; mend them" in one_line("train_network.py", cwd=sounds)
 
 
 class Counted(list):
@@ -157,7 +178,7 @@ def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds, e
     for name in ("low", "middle", "high"):
         (sounds / "Samples" / name).rename(sounds / "Samples" / name[0])
     with pytest.raises(UserError, match="Samples: holds classes that weights.keras does not know, h, l, m; "
-                                        "to train with them: python train_network.py --fresh"):
+                                        "to train with them: python train_network.py --fresh --save weights.keras"):
         evaluate(sounds)
     shutil.rmtree(sounds / "Samples")
     with pytest.raises(UserError, match="Samples: expected a folder"):

@@ -79,7 +79,8 @@ def test_one_recording_in_two_formats_stays_on_one_side():
 
 
 @pytest.mark.parametrize("pattern, group", [
-    (r"speaker\d", "speaker0"), (r"/take(\d)", "7"), ("^(nobody)?speaker", "speaker"), ("nothing", "a/speaker0/take7")])
+    (r"speaker\d", "speaker0"), (r"/take(\d)", "7"), ("^(nobody)?speaker", "speaker"), ("nothing", "a/speaker0/take7"),
+    (".*", "speaker0/take7")])
 def test_groups_match_subfolders_and_a_capture_group_is_the_part_that_counts(pattern, group):
     assert group_of("a/speaker0/take7.wav", re.compile(pattern)) == group
     names = [f"{c}/speaker{k}/{i}.wav" for c in "ab" for k in range(5) for i in range(4)]
@@ -88,27 +89,62 @@ def test_groups_match_subfolders_and_a_capture_group_is_the_part_that_counts(pat
     assert not speakers[0] & speakers[2] and not speakers[0] & speakers[1] and len(speakers[2]) == 1
 
 
+NAMES_OF_TWO = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
+SOUNDS = {name: np.full((4, 9), k, np.float32) for k, name in enumerate(NAMES_OF_TWO)}
+SIDES = {"train": ["a/0.wav", "a/1.wav", "b/0.wav", "b/1.wav"],
+         "validation": ["a/2.wav", "a/3.wav", "b/2.wav", "b/3.wav"],
+         "test": ["a/4.wav", "a/5.wav", "b/4.wav", "b/5.wav"]}
+
+
 def test_identical_sounds_are_held_out_or_trained_on_but_not_both(capsys):
-    names = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
-    sounds = {name: np.full((4, 9), k, np.float32) for k, name in enumerate(names)}
-    sides = {"train": names[:2] + names[6:8], "validation": names[2:4] + names[8:10], "test": names[4:6] + names[10:]}
-    assert leave_out_twins(sides, sounds, "Preproc") == sides and capsys.readouterr().out == ""
-    twins = sounds | {"a/0.wav": sounds["a/4.wav"], "a/3.wav": sounds["b/5.wav"], "b/1.wav": sounds["a/2.wav"]}
-    found = leave_out_twins(sides, twins, "Preproc")
-    assert found["train"] == ["a/1.wav", "b/0.wav"] and found["validation"] == ["a/2.wav", "b/2.wav", "b/3.wav"]
-    assert found["test"] == sides["test"] and "3 training and validation sounds, as a/0.wav" in capsys.readouterr().out
-    with pytest.raises(UserError, match="Preproc/a: all sounds left to train on are identical to sounds held out"):
-        leave_out_twins(sides, sounds | dict.fromkeys(names[:6], sounds["a/5.wav"]), "Preproc")
+    assert leave_out_twins(SIDES, SOUNDS) == SIDES and capsys.readouterr().out == ""
+    twins = {"a/0.wav": SOUNDS["a/4.wav"], "a/3.wav": SOUNDS["b/5.wav"], "b/1.wav": SOUNDS["a/2.wav"]}
+    found = leave_out_twins(SIDES, SOUNDS | twins)
+    assert found == {"train": ["a/1.wav", "b/0.wav"], "validation": ["a/2.wav", "b/2.wav", "b/3.wav"],
+                     "test": SIDES["test"]}
+    assert "Left out 3 sounds, such as a/0.wav: identical to a sound on another side" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, pattern", [
+def test_sounds_that_differ_outside_their_middle_are_no_twins():
+    other = SOUNDS["a/4.wav"].copy()
+    other[0, 0] = 1
+    assert leave_out_twins(SIDES, SOUNDS | {"a/0.wav": other}) == SIDES
+
+
+def test_class_of_identical_sounds_is_trained_on_and_not_tested():
+    found = leave_out_twins(SIDES, SOUNDS | dict.fromkeys(NAMES_OF_TWO[:6], SOUNDS["a/5.wav"]))
+    assert found == {side: [name for name in names if side == "train" or name.startswith("b/")]
+                     for side, names in SIDES.items()}
+    with pytest.raises(UserError, match="no test sounds are left, because they are identical to training sounds"):
+        leave_out_twins(SIDES, dict.fromkeys(NAMES_OF_TWO, SOUNDS["a/5.wav"]))
+
+
+def test_twins_of_what_earlier_training_saw_are_not_held_out():
+    seen = {"seen": ["b/0.wav", "b/1.wav", "gone/x.wav"], "learned": ["b/1.wav"]}
+    twins = {"a/5.wav": SOUNDS["b/0.wav"], "a/2.wav": SOUNDS["b/0.wav"], "a/3.wav": SOUNDS["b/1.wav"]}
+    found = leave_out_twins(SIDES | seen, SOUNDS | twins)
+    assert found["test"] == ["a/4.wav", "b/4.wav", "b/5.wav"]
+    assert found["validation"] == ["a/2.wav", "b/2.wav", "b/3.wav"]
+    assert found["train"] == ["a/0.wav", "a/1.wav", "b/1.wav"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_recordings_in_two_formats_are_still_tested(seed):
+    names = [f"{c}/{i:02d}.{kind}" for c, n in (("a", 40), ("b", 3)) for i in range(n) for kind in ("wav", "mp3")]
+    assert Counter(map(class_of, split(names, seed)[2])) == {"a": 16, "b": 2}
+    with pytest.raises(UserError, match="Samples/b: expected at least 2 sounds, found 1"):
+        check_classes(["a/0.wav", "a/1.wav", "b/x.wav", "b/x.mp3"], ["a", "b"], "Samples", {})
+
+
+@pytest.mark.parametrize("template, pattern", [
     ("{kit}-hit{i}.wav", "^([^-]+)-"), ("{c}_{kit}_{i}.wav", "^[^_]+_([^_]+)_"), ("{kit}/{i}.wav", "^([^/]+)/"),
+    ("deep/{kit}-{i}.wav", "^([^-]+)-"), ("kit{i}x-{c}.wav", "^([^-]+)-"),
     ("{i:02d}.wav", None), ("{c}-{i}.wav", None), ("{i}-loud.wav", None), ("hit {i}.wav", None)])
-def test_groups_are_suggested_where_names_share_parts_in_each_class(name, pattern):
-    names = [f"{c}/" + name.format(c=c, kit=f"k{i % 5}", i=i) for c in "abc" for i in range(20)]
+def test_groups_are_suggested_where_names_share_parts_in_each_class(template, pattern):
+    names = [f"{c}/" + template.format(c=c, kit=f"k{i % 5}", i=i) for c in "abc" for i in range(20)]
     assert suggest_groups(names) == pattern
     if pattern:
-        assert len({group_of(name, re.compile(pattern)) for name in names}) == 5
+        assert len({group_of(name, re.compile(pattern)) for name in names}) == (20 if "kit{i}" in template else 5)
 
 
 def test_groups_stay_on_one_side_across_classes():

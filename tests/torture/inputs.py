@@ -63,9 +63,9 @@ def identical_sounds(folder):
 
 
 def refuse_twins(folder):
-    """Where all sounds of a class are identical, none can be tested without having been trained on."""
+    """Where all sounds are identical, none can be tested without having been trained on."""
     run("preprocess_data.py", cwd=folder)
-    assert "all sounds left to train on are identical to sounds held out" in refused("train_network.py", cwd=folder)
+    assert "no test sounds are left, because they are identical" in refused("train_network.py", cwd=folder)
 
 
 def silent_sounds(folder):
