@@ -101,7 +101,7 @@ def read_spectrograms(source, names, memory=None):
     if held:
         source.lock.close()
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
-        + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are read anew each epoch"))
+        + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are memory-mapped"))
     if not held:
         read = partial(preprocess_data.map_spectrogram, folder=source.folder, settings=source.settings)
         found = Streamed(found, read, source.lock)
@@ -496,8 +496,9 @@ def parse_args():
         ("shift", utils.number(float, 0, high=1), None, "SHARE",
          "windows are shifted by up to this share of their length (default: 0.1; original: 0)"),
         ("memory", utils.number(float, 1e-6), None, "GB",
-         "spectrograms beyond this are read anew each epoch (default: half of the memory)"),
-        ("devices", count, None, "N", "GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)"),
+         "spectrograms beyond this are memory-mapped (default: half of the memory)"),
+        ("devices", count, None, "N", "GPUs to train on at once, with KERAS_BACKEND=jax (default: 1); on several hosts "
+         "that share the folder, start the same command on each, with Keras's KERAS_DISTRIBUTION_... variables"),
         ("tensorboard", Path, None, "DIR", "write the scores for TensorBoard too"))
     args = parser.parse_args()
     if args.save.suffix != ".keras":
