@@ -324,8 +324,9 @@ def parse_args():
         ("augment", utils.number(int, 0, high=10**5), 0, "N",
          "also N altered copies of each sound, those of augment_data.py, with no sound written"),
         ("jobs", count, None, "N", "processes (default: one a core)"),
-        ("dask", str, None, "ADDRESS", "scheduler of a Dask cluster that does the work instead (pip install distributed; dask "
-         "scheduler; dask worker tcp://SCHEDULER:8786 --nworkers -1 --nthreads 1); all must see the same folders"))
+        ("dask", str, None, "ADDRESS", "scheduler of a Dask cluster that does the work instead; all must see the same "
+         "folders (pip install distributed; dask scheduler; dask worker tcp://SCHEDULER:8786 --nworkers -1 "
+         "--nthreads 1)"))
     augment_data.add_choice(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first sound that cannot be read")
     args = parser.parse_args()

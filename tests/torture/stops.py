@@ -122,7 +122,7 @@ def two_at_once(place, folder, rng):
     os.kill(first.pid, signal.SIGSTOP)  # at work, with the folder in its hands
     second = (start("preprocess_data.py", cwd=folder) if rng.number % 2 else
               start("train_network.py", "--epochs", 1, *SMALL, cwd=folder))
-    said = [second.stdout.readline() for _ in range(1 + rng.number % 2)]
+    said = [second.stdout.readline() for _ in range(3 if rng.number % 2 else 1)]
     assert b"at work there; waiting for its end" in said[-1], said
     os.kill(first.pid, signal.SIGCONT)
     time.sleep(rng.uniform(0, 0.3))
