@@ -415,7 +415,8 @@ def main():
     n_bad = utils.name_skipped(errors)
     utils.say(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, "
               f"{n_bad} files skipped")
-    utils.say_next("preprocess_data.py")
+    if written or n_there:
+        utils.say_next("preprocess_data.py")
     return n_bad
 
 

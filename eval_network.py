@@ -66,7 +66,8 @@ def read_labelled(args, info):
     """
     source = find_source(args.data or args.samples, args.data or args.preproc, FeatureSettings(**info["features"]))
     if unknown := sorted(set(map(utils.class_of, source.names)) - set(info["classes"])):
-        training = utils.command("train_network.py", "--fresh", "--save", args.weights,
+        split = [word for flag in ("--groups", "--test") if info.get(flag) for word in (flag, info[flag])]
+        training = utils.command("train_network.py", "--fresh", "--save", args.weights, *split,
                                  samples=args.samples, preproc=args.preproc, results=args.results)
         remedy = (f"name its folders as the classes: {', '.join(info['classes'])}" if args.data else
                   f"to train with them: {training}")
