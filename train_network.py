@@ -398,8 +398,8 @@ def finish(history, info, args):
     say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
     lowest = min(range(len(history)), key=lambda epoch: history[epoch].get("val_loss", history[epoch]["loss"]))
     if lowest != best:
-        say(f"Epoch {lowest + 1} had a lower loss, perhaps by chance. Among the epochs since the learning rate fell, the "
-            "last one within two standard errors of the lowest loss is kept")
+        say(f"Epoch {lowest + 1} had a lower loss, perhaps by chance. Among the epochs since the learning rate fell, "
+            "the last one within two standard errors of the lowest loss is kept")
 
 
 def resume(network, info, args):
