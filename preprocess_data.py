@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shlex
+import threading
 import time
 import warnings
 import zlib
@@ -44,6 +45,7 @@ AMIN, TOP_DB = 1e-10, 80.0  # librosa.power_to_db's floor, and its range below t
 MOST_DB = 1000.0  # of samples below 1e9 it is 540
 MAX_RATE = 10**6  # Hz, of spectrograms
 TELLING_SHARE = 0.5  # by which classes may differ in their share of low sample rates
+PARSING = threading.Lock()  # of a spectrogram's header
 BLOCK = 64  # frames transformed at a time: they fit the cache
 # glibc hands memory back at each free above a threshold and pays for it anew, page by page, in half of the time of a
 # short sound. A large block that is freed raises that threshold to its own size.
@@ -242,7 +244,8 @@ def map_spectrogram(name, folder, settings):
     """
     path = f"{folder}/{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # this reader knows no pickles
+        with PARSING:  # in Python 3.11, two threads that parse at once may fail
+            array = np.lib.format.open_memmap(path, mode="r")  # this reader knows no pickles
     except Exception as error:  # a damaged header has many ways to be wrong
         raise UserError(f"{path}: expected a spectrogram, found {error}; remove it and preprocess again") from None
     expected = ((settings.channels,) if settings.channels > 1 else ()) + (settings.n_mels,)
