@@ -1,24 +1,28 @@
-"""Write altered copies of sounds beside them, name_aug1.wav to name_augN.wav, for more to train on.
+"""Write altered copies of sounds, to have more to train on.
 
-Each copy gets one or more of these deformations, and a line in augmentations.csv beside it that says how much:
-
-    speed_with_pitch  0.9 to 1.1 times as fast and as high, as a tape
-    pitch             up to two semitones up or down
-    speed             0.9 to 1.1 times as fast at the same pitch
-    dynamics          a compressor, by one of six presets
-    gain              1 to 20 dB softer
-    noise             white, pink or brown noise, 15 to 40 dB below the sound
-    shift             up to a tenth of its length later
-    polarity          turned upside down
-
-A copy has the length of its sound. It depends on the seed, the sound's file name and its number alone. Training keeps
-a sound and its copies on one side of the split. A copy must still belong to its class:
-
-    classes that differ in effects (reverb, tremolo, distortion):  --only noise,shift,polarity
-    in pitch (notes, keys, high and low drums):                     --without pitch,speed_with_pitch
-    in loudness (soft and hard strokes):                            --without dynamics,gain
+Reads sounds. Writes name_aug1.wav to name_augN.wav beside each name.wav, in its format, and
+augmentations.csv, a table with the parameters of each copy.
 
     python augment_data.py 3 Samples
+
+A copy gets one or more of these deformations, and keeps the length of its sound:
+
+    speed_with_pitch  0.9 to 1.1 times the speed and the pitch, like a tape
+    pitch             up to two semitones up or down
+    speed             0.9 to 1.1 times as fast at the same pitch
+    dynamics          a compressor with one of six presets
+    gain              1 to 20 dB softer
+    noise             white, pink or brown noise, 15 to 40 dB below the sound
+    shift             moved later by up to a tenth of its length
+    polarity          inverted
+
+A copy depends on the seed, the file name of its sound, its number and the deformations allowed.
+Training keeps a sound and its copies on one side of the split. A copy must still belong to its
+class. Use these flags if classes differ:
+
+    in effects (reverb, tremolo, distortion):      --only noise,shift,polarity
+    in pitch (notes, keys, high and low drums):    --without pitch,speed_with_pitch
+    in loudness (soft and hard strokes):           --without dynamics,gain
 """
 import argparse
 import contextlib
@@ -28,28 +32,21 @@ import glob
 import hashlib
 import io
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import python_stretch
+import scipy
+import soundfile
+import soxr
 
 import utils
 from utils import AUGMENTATIONS, UserError
 
-# ---------------------------------------------------------------- what a copy gets, drawn before anything is altered
-
-def between(low, high):
-    return lambda u: low + (high - low) * u  # u in [0, 1)
-
-
-def one_of(*values):
-    return lambda u: values[int(u * len(values))]
-
-
-# The presets of muda (McFee, Humphrey and Bello, "A software framework for musical data augmentation", ISMIR 2015),
-# made for SoX's compand: a radio's, and Dolby's.
-PRESETS = {  # seconds of attack, of release; dB that go in, dB that come out
+# Compressors of muda (McFee, Humphrey and Bello, "A software framework for musical data
+# augmentation", ISMIR 2015): one of a radio station, the others Dolby's.
+PRESETS = {  # attack in seconds, release in seconds, input levels in dB, output levels in dB
     "radio": (0.01, 1.0, (-90, -70, -60, 0), (-95, -75, -25, -5)),
     "film standard": (0.1, 0.3, (-90, -70, -43, -31, -21, 0), (-90, -64, -37, -31, -21, -20)),
     "film light": (0.1, 0.3, (-90, -70, -53, -41, -21, 0), (-90, -64, -47, -41, -21, -20)),
@@ -57,103 +54,255 @@ PRESETS = {  # seconds of attack, of release; dB that go in, dB that come out
     "music light": (0.1, 0.3, (-90, -70, -65, -41, -21, 0), (-90, -58, -53, -41, -21, -11)),
     "speech": (0.1, 0.3, (-90, -70, -50, -31, -21, 0), (-90, -55, -35, -31, -21, -20)),
 }
-FALL = {"white": 0, "pink": 0.5, "brown": 1}  # amplitude falls as this power of the frequency
-DEFORMATIONS = {
-    "speed_with_pitch": {"speed_with_pitch_ratio": between(0.9, 1.1)},
-    "pitch": {"pitch_semitones": between(-2, 2)},
-    "speed": {"speed_ratio": between(0.9, 1.1)},
-    "dynamics": {"compression": one_of(*PRESETS), "compression_share": between(0.5, 1)},
-    "gain": {"gain_db": between(-20, -1)},  # louder would meet full scale, be scaled back, and be the original again
-    "noise": {"noise": one_of(*FALL), "snr_db": between(15, 40)},
-    "shift": {"shift_share": between(0, 0.1), "shift_fill": one_of("silence", "rotation")},  # sooner, hits fall off
-    "polarity": {"polarity": one_of(-1)},
+NOISE_SLOPES = {"white": 0, "pink": 0.5, "brown": 1}  # amplitude ~ frequency ** -slope
+LOWEST_NOISE = 20  # Hz; half of the power of brown noise would lie below and not be heard
+DEFORMATIONS = {  # parameters: a tuple is a range, a list is a choice
+    "speed_with_pitch": {"speed_with_pitch_ratio": (0.9, 1.1)},
+    "pitch": {"pitch_semitones": (-2, 2)},
+    "speed": {"speed_ratio": (0.9, 1.1)},
+    "dynamics": {"compression": list(PRESETS), "compression_share": (0.5, 1)},
+    "gain": {"gain_db": (-20, -1)},  # a louder copy would be scaled back to its sound's level
+    "noise": {"noise": list(NOISE_SLOPES), "snr_db": (15, 40)},
+    # A shift is always later, so that a hit at the start is not cut off.
+    "shift": {"shift_share": (0, 0.1), "shift_fill": ["silence", "rotation"]},
+    "polarity": {"polarity": [-1]},
 }
-PARAMETERS = [parameter for parameters in DEFORMATIONS.values() for parameter in parameters]
-STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])  # whose multiples, modulo 1, keep apart
+PARAMETERS = [name for parameters in DEFORMATIONS.values() for name in parameters]
+# A step for each parameter. The multiples of these roots, modulo 1, stay apart from one another.
+STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])
+COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]  # of augmentations.csv
+HEADER = ",".join(COLUMNS)
 
 
-def generator(seed, name, use):
-    """Random numbers for the sound whose file is called `name`, others for each use."""
-    return np.random.default_rng(list(hashlib.sha256(os.fsencode(f"{seed}/{name}/{use}")).digest()))
+# ---------------------------------------------------------------- command line
+
+def parse_deformations(text):
+    """The argparse type of names of deformations. Returns them in the order of DEFORMATIONS."""
+    found = [name.strip() for name in text.split(",")]
+    for name in found:
+        if name not in DEFORMATIONS:
+            raise argparse.ArgumentTypeError(
+                f"expected names from {','.join(DEFORMATIONS)}, found {name!r}")
+    return tuple(name for name in DEFORMATIONS if name in found)
 
 
-def draw(seed, name, k, names):
-    """The parameters of copy k of a sound, units in their names: those of one or more of the deformations `names`.
+def add_choice(parser):
+    """Add the flags that choose deformations, for this script and for preprocessing."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--only", type=parse_deformations, metavar="NAMES",
+                       help="use only these deformations, such as pitch,noise")
+    group.add_argument("--without", type=parse_deformations, metavar="NAMES", default=(),
+                       help="use all deformations but these")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0,
+                        help="another seed makes other copies (default: 0)")
 
-    A sound's copies go through the non-empty subsets of `names` in a random order of its own, and through the range of
-    each parameter from a random start in even steps. So all subsets and all values are equally likely for a copy, and
-    no two copies are the same: independent draws would meet within some hundred copies. Polarity alone has nothing to
-    draw: after the first round all of `names` take its place.
+
+def choose_deformations(args, n):
+    """Choose deformations by the flags, for n copies of a sound. Raises UserError."""
+    names = args.only or tuple(name for name in DEFORMATIONS if name not in args.without)
+    if not names:
+        raise UserError("--without: no deformation is left; name fewer")
+    if names == ("polarity",) and n > 1:
+        raise UserError(f"--only polarity: {n} copies would be the same; make one copy, or add a "
+                        "deformation")
+    return names
+
+
+def parse_args():
+    """Parse the command line."""
+    parser = utils.Parser(__doc__)
+    parser.add_argument("n", type=utils.number(int, 1, high=10**5), metavar="N",
+                        help="copies of each sound")
+    parser.add_argument("files", nargs="+", metavar="FILE",
+                        help="sounds, folders or patterns, such as Samples")
+    add_choice(parser)
+    parser.add_argument("--overwrite", action="store_true", help="make existing copies again")
+    parser.add_argument("--jobs", type=utils.number(int, 1),
+                        help="worker processes (default: one for each core)")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------- names of sounds and copies
+
+def list_sources(arguments):
+    """List the sounds that the command line names.
+
+    Returns their paths, each once, and how many paths were passed over: patterns also match
+    copies, augmentations.csv and hidden files, which are not sources. Raises UserError.
     """
-    rng, n_subsets = generator(seed, name, "draw"), 2 ** len(names) - 1
-    u = dict(zip(PARAMETERS, (rng.random(len(STEPS)) + k * STEPS) % 1, strict=True))
+    names = []
+    for argument in arguments:
+        names += expand_argument(argument)
+    paths = list(dict.fromkeys(Path(name) for name in names))
+    copies = find_existing_copies(paths)
+    sources = [path for path in paths if str(path) not in copies
+               and path.name != AUGMENTATIONS and not path.name.startswith(".")]
+    return sources, len(paths) - len(sources)
+
+
+def expand_argument(argument):
+    """List the sounds in a folder and below, or the files that match a pattern.
+
+    Any other argument stands for itself; reading it then raises the error. Patterns are expanded
+    here because Windows does not expand them, and no shell expands them in quotes. Raises
+    UserError for a folder that cannot be read.
+    """
+    names = []
+    if os.path.isdir(argument):
+        names = utils.walk_sounds(argument)
+    elif glob.has_magic(argument) and not os.path.lexists(argument):
+        for match in sorted(glob.glob(argument, recursive=True)):
+            names += expand_argument(match)
+    return names or [argument]
+
+
+def find_existing_copies(paths):
+    """Find copies among paths and beside them, as utils.find_copies does. Returns its dict."""
+    names = {str(path) for path in paths}
+    for folder in {os.path.dirname(name) for name in names if utils.COPY.search(name)}:
+        with contextlib.suppress(OSError):  # a missing file is reported when it is read
+            beside = filter(utils.is_sound, os.listdir(folder or "."))
+            names.update(os.path.join(folder, name) for name in beside)
+    return utils.find_copies(sorted(names), samples="")
+
+
+def copy_name(name, k):
+    """Return the name of a sound's copy number k: "a/x.wav", 2 -> "a/x_aug2.wav"."""
+    stem, extension = os.path.splitext(name)
+    return f"{stem}_aug{k}{extension}"
+
+
+def missing_copies(path, n, overwrite):
+    """Return a dict from number to path of the copies that are to be written, out of 1 to n."""
+    copies = {k: Path(copy_name(str(path), k)) for k in range(1, n + 1)}
+    return {k: copy for k, copy in copies.items() if overwrite or not os.path.lexists(copy)}
+
+
+# ---------------------------------------------------------------- parameters of a copy
+
+def make_generator(seed, name, use):
+    """Make a random generator for the sound with the file name `name`, and for one use of it."""
+    digest = hashlib.sha256(os.fsencode(f"{seed}/{name}/{use}")).digest()
+    return np.random.default_rng(list(digest))
+
+
+def draw_parameters(seed, name, k, names):
+    """Draw the parameters of copy k of the sound with the file name `name`.
+
+    names: deformations, of which the copy gets one or more. Returns a dict from parameter to value.
+
+    The copies of a sound go through all subsets of `names` in a random order. Each parameter goes
+    through its range in equal steps from a random start. All subsets and values are equally
+    likely. No two copies are alike; independent draws would repeat within some hundred copies.
+    """
+    rng = make_generator(seed, name, "draw")
+    values = (rng.random(len(STEPS)) + k * STEPS) % 1  # in [0, 1)
+    u = dict(zip(PARAMETERS, values.tolist(), strict=True))
+    n_subsets = 2 ** len(names) - 1
     cycle, place = divmod(k - 1, n_subsets)
-    choice = 1 + rng.permutation(n_subsets)[place]  # bit i: names[i]
-    drawn = [names[i] for i in range(len(names)) if choice >> i & 1]
+    subset = 1 + rng.permutation(n_subsets)[place]  # bit i stands for names[i]
+    drawn = [names[i] for i in range(len(names)) if subset >> i & 1]
     if cycle and drawn == ["polarity"]:
-        drawn = names
-    return {parameter: value(float(u[parameter])) for name in drawn for parameter, value in DEFORMATIONS[name].items()}
+        drawn = names  # polarity alone has one value, which the first cycle took
+    parameters = {}
+    for deformation in drawn:
+        for parameter, values in DEFORMATIONS[deformation].items():
+            parameters[parameter] = pick_value(values, u[parameter])
+    return parameters
 
 
-# ---------------------------------------------------------------- deformations: (n_samples, n_channels) -> likewise
+def pick_value(values, u):
+    """Map u in [0, 1) to a range, which is a tuple, or to a list of values."""
+    if isinstance(values, tuple):
+        low, high = values
+        return low + (high - low) * u
+    return values[int(u * len(values))]
 
-def stretch(y, sample_rate, speed):
-    """Play y at `speed` times its speed and keep its pitch. [shape=(round(n_samples / speed), n_channels)]
 
-    Signalsmith Stretch, its cheaper preset: nearly the sound of the other one in six tenths of the time.
+# ---------------------------------------------------------------- deformations
+# A sound y is float32 [shape=(n_samples, n_channels)], which no function changes.
+
+def stretch_sound(y, sample_rate, speed):
+    """Play y at `speed` times its speed and keep its pitch.
+
+    Returns float32 [shape=(round(n_samples / speed), n_channels)]. The cheaper preset of
+    Signalsmith Stretch sounds nearly like the default one, in 0.6 of the time.
     """
-    from python_stretch import Signalsmith
-    stretcher = Signalsmith.Stretch(0)  # the seed of its random phases
-    stretcher.preset(y.shape[1], np.clip(sample_rate, 100, 10**6), cheaper=True)  # at 8 Hz it crashes
+    stretcher = python_stretch.Signalsmith.Stretch(0)  # the seed of its random phases
+    usable_rate = np.clip(sample_rate, 100, 10**6)  # at 8 Hz the stretcher crashes
+    stretcher.preset(y.shape[1], usable_rate, cheaper=True)
     stretcher.timeFactor = speed
-    margin = stretcher.blockSamples() // 2  # else the first and last half block are too soft
+    margin = stretcher.blockSamples() // 2  # without it the first and last half block are too soft
     padded = np.zeros((y.shape[1], len(y) + 2 * margin), np.float32)  # (n_channels, n_samples)
     padded[:, margin:margin + len(y)] = y.T
     start = round(margin / speed)
-    return stretcher.process(padded).T[start:start + round(len(y) / speed)]
+    stop = start + round(len(y) / speed)
+    return stretcher.process(padded).T[start:stop]
 
 
-def warp(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, speed_ratio=1):
-    """Change speed and pitch together, as a tape does, and each alone: one stretch and one resampling do all three.
+def warp_sound(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, speed_ratio=1):
+    """Change speed and pitch together, as a tape does, and each of them alone.
 
-    Pitch alone is a stretch to that many times the length, played that many times as fast: on low tones it is exact
-    where the stretcher's own pitch shift is up to 29 cents off. Returns y cut or padded with silence to its length.
+    One stretch and one resampling do all three: a higher pitch is a longer sound played faster.
+    The stretcher's own pitch shift is up to 29 cents off on low tones. Returns float32 of y's
+    shape, cut or padded with silence.
     """
     pitch = 2 ** (pitch_semitones / 12)
-    copy = stretch(y, sample_rate, speed_ratio / pitch) if speed_ratio != pitch else y
+    copy = y
+    if speed_ratio != pitch:
+        copy = stretch_sound(y, sample_rate, speed_ratio / pitch)
     if pitch * speed_with_pitch_ratio != 1:
-        import soxr
         copy = soxr.resample(copy, sample_rate * pitch * speed_with_pitch_ratio, sample_rate)
-    return np.pad(copy[:len(y)], ((0, max(0, len(y) - len(copy))), (0, 0)))
+    n_missing = max(0, len(y) - len(copy))
+    return np.pad(copy[:len(y)], ((0, n_missing), (0, 0)))
 
 
-def compress(y, sample_rate, preset, share=1):
-    """Compress the dynamic range by the static curve of a preset, or by a share of it, all channels alike.
+def measure_level(y, step):
+    """Measure the peak of each `step` samples, over all channels, in dB [shape=(n_steps,)].
 
-    0 dB is the sound's own peak: a quiet recording is compressed as a loud one. The level is that of the peaks of each
-    millisecond: it falls as the release lets it, is smoothed over the attack, and is looked up that much ahead (the
-    Dolby presets' own delay), lest the boost of a silence meets the hit after it.
+    0 dB is the sound's own peak, so that a quiet recording is compressed just like a loud one.
     """
-    from scipy.signal import lfilter
-    attack, release, level_in, level_out = PRESETS[preset]
-    step = max(1, round(sample_rate / 1000))  # samples
-    loudest = np.pad(np.abs(y).max(axis=1), (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
-    level = 20 * np.log10(np.maximum(loudest / max(loudest.max(), 1e-30), 1e-5))  # dB
-    fall = np.arange(len(level)) * step / sample_rate / release * 20 * np.log10(np.e)  # dB, since the start
+    peaks = np.abs(y).max(axis=1)  # (n_samples,)
+    peaks = np.pad(peaks, (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
+    return 20 * np.log10(np.maximum(peaks / max(peaks.max(), 1e-30), 1e-5))
+
+
+def smooth_level(level, sample_rate, step, attack, release):
+    """Let a level rise within the attack and fall within the release of a compressor.
+
+    level: dB [shape=(n_steps,)]. step: samples. attack, release: seconds. Returns the same shape.
+    """
+    seconds = np.arange(len(level)) * step / sample_rate
+    fall = seconds / release * 20 * np.log10(np.e)  # dB since the start
     level = np.maximum.accumulate(level + fall) - fall
     decay = np.exp(-step / sample_rate / attack)
     amplitude = 10 ** (level / 20)
-    amplitude, _ = lfilter([1 - decay], [1, -decay], amplitude, zi=[decay * amplitude[0]])
-    gain = share * np.interp(20 * np.log10(amplitude), level_in, np.subtract(level_out, level_in))  # dB
-    ahead = attack * sample_rate / step
-    when = np.arange(len(y)) / step + ahead  # in steps
-    return y * (10 ** (np.interp(when, np.arange(len(gain)), gain) / 20)).astype(np.float32)[:, None]
+    start = [decay * amplitude[0]]
+    amplitude, _ = scipy.signal.lfilter([1 - decay], [1, -decay], amplitude, zi=start)
+    return 20 * np.log10(amplitude)
 
 
-def shift(y, share, fill):
-    """Move y later by a share of its length, at least a sample.
+def compress_sound(y, sample_rate, preset, share=1):
+    """Compress the dynamic range by the static curve of a preset, or by a share of it.
 
-    What falls off comes in at the start (rotation), or silence does, but where nothing would be left to hear.
+    All channels get the same gain, which follows the level one attack time ahead. Dolby's presets
+    have this lookahead: without it, the boost of a silence would reach into the next hit.
+    """
+    attack, release, level_in, level_out = PRESETS[preset]
+    step = max(1, round(sample_rate / 1000))  # samples
+    level = smooth_level(measure_level(y, step), sample_rate, step, attack, release)
+    change = np.subtract(level_out, level_in)
+    gain = share * np.interp(level, level_in, change)  # dB, (n_steps,)
+    places = np.arange(len(y)) / step + attack * sample_rate / step  # in steps
+    gain = np.interp(places, np.arange(len(gain)), gain)  # dB, (n_samples,)
+    return y * (10 ** (gain / 20)).astype(np.float32)[:, None]
+
+
+def shift_sound(y, share, fill):
+    """Move y later by a share of its length, by at least one sample.
+
+    fill: "rotation" moves the end of the sound to its start; "silence" drops it, unless the rest
+    is silent.
     """
     n = max(1, round(share * len(y)))
     copy = np.roll(y, n, axis=0)
@@ -162,264 +311,208 @@ def shift(y, share, fill):
     return copy
 
 
-def noise_like(y, sample_rate, color, rng):
-    """Noise of y's shape, root mean square 1: white, or from 20 Hz on, where it begins, pink or brown.
+def make_noise(shape, sample_rate, color, rng):
+    """Make noise with a root mean square of 1: white, pink or brown.
 
-    Each octave is 3 or 6 dB softer than the one below. Further down, half of the power of brown noise would be unheard.
+    shape: (n_samples, n_channels). Returns float32 of this shape. Above LOWEST_NOISE, pink
+    noise falls by 3 dB an octave and brown noise by 6 dB.
     """
-    import scipy.fft
-    n = scipy.fft.next_fast_len(len(y), real=True)
-    noise = rng.standard_normal((n, y.shape[1]), dtype=np.float32)
-    if FALL[color]:
+    n_samples, n_channels = shape
+    n = scipy.fft.next_fast_len(n_samples, real=True)
+    noise = rng.standard_normal((n, n_channels), dtype=np.float32)
+    slope = NOISE_SLOPES[color]
+    if slope:
         spectrum = scipy.fft.rfft(noise, axis=0)  # (1 + n // 2, n_channels)
         hertz = scipy.fft.rfftfreq(n, 1 / sample_rate)
-        spectrum[(hertz < 20) & (hertz < hertz[-1])] = 0
-        noise = scipy.fft.irfft(spectrum * (np.maximum(20, hertz) ** -FALL[color]).astype(np.float32)[:, None], n, 0)
-    return noise[:len(y)] / np.float32(rms(noise[:len(y)]))
+        is_too_low = (hertz < LOWEST_NOISE) & (hertz < hertz[-1])  # the last one always stays
+        spectrum[is_too_low] = 0
+        weights = (np.maximum(LOWEST_NOISE, hertz) ** -slope).astype(np.float32)
+        noise = scipy.fft.irfft(spectrum * weights[:, None], n, axis=0)
+    noise = noise[:n_samples]
+    return noise / np.float32(measure_rms(noise))
 
 
-def rms(y):
+def measure_rms(y):
+    """Return the root mean square of all samples."""
     return np.sqrt(np.mean(np.square(y), dtype=float))
 
 
-def deform(y, sample_rate, parameters, rng):
-    """Alter a sound by the parameters that `draw` gave, noise last: the ratio to it is the copy's.
+def deform_sound(y, sample_rate, parameters, rng):
+    """Alter a sound by parameters from draw_parameters. Returns float32 of the same shape.
 
-    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape.
+    rng: for the noise. The noise is added last, so that its level is relative to the copy.
     """
-    p = parameters
-    copy = warp(y, sample_rate, p.get("speed_with_pitch_ratio", 1), p.get("pitch_semitones", 0),
-                p.get("speed_ratio", 1))
-    if "compression" in p:
-        copy = compress(copy, sample_rate, p["compression"], p["compression_share"])
-    if "shift_share" in p:
-        copy = shift(copy, p["shift_share"], p["shift_fill"])
-    copy = copy * np.float32(p.get("polarity", 1) * 10 ** (p.get("gain_db", 0) / 20))
-    if "noise" in p:
-        copy += noise_like(copy, sample_rate, p["noise"], rng) * np.float32(10 ** (-p["snr_db"] / 20) * rms(copy))
+    copy = warp_sound(y, sample_rate, parameters.get("speed_with_pitch_ratio", 1),
+                      parameters.get("pitch_semitones", 0), parameters.get("speed_ratio", 1))
+    if "compression" in parameters:
+        copy = compress_sound(copy, sample_rate, parameters["compression"],
+                              parameters["compression_share"])
+    if "shift_share" in parameters:
+        copy = shift_sound(copy, parameters["shift_share"], parameters["shift_fill"])
+    gain = 10 ** (parameters.get("gain_db", 0) / 20)
+    copy = copy * np.float32(parameters.get("polarity", 1) * gain)
+    if "noise" in parameters:
+        level = 10 ** (-parameters["snr_db"] / 20) * measure_rms(copy)
+        noise = make_noise(copy.shape, sample_rate, parameters["noise"], rng)
+        copy = copy + noise * np.float32(level)
     return copy
 
 
-def copy_name(name, k):
-    """The name of a sound's copy number k ("a/x.wav", 2 -> "a/x_aug2.wav")."""
-    stem, extension = os.path.splitext(name)
-    return f"{stem}_aug{k}{extension}"
-
-
-def decode_sound(path):
-    """A whole sound file as float32 [shape=(n_samples, n_channels)], and its sample rate in Hz. Raises UserError."""
-    blocks, rates = zip(*utils.read_blocks(path))
-    return np.concatenate(blocks), rates[0]
-
-
 def make_copy(y, sample_rate, path, k, seed=0, names=tuple(DEFORMATIONS)):
-    """Copy k of the sound in the file at `path`, of whose name it depends, by one or more of the deformations `names`.
+    """Make copy k of the sound y, read from `path`. The file name determines the copy.
 
-    y: float32 [shape=(n_samples, n_channels)], left as it is. Returns float32 of the same shape within full scale, and
-    its parameters, with the scale that this took. Raises UserError where it would be the sound itself.
+    names: deformations, of which the copy gets one or more. Returns float32 of y's shape within
+    -1 and 1, and a dict of the parameters and "scale". Raises UserError if the copy would equal y.
     """
+    if not y.any():
+        raise UserError(f"{path}: is silent, and so would its copies be; remove it")
     name = os.path.basename(path)
-    parameters = draw(seed, name, k, names)
-    copy = deform(y, sample_rate, parameters, generator(seed, name, f"{k} noise"))
-    scale = 1 / max(1, y.max(), -y.min())  # of floats beyond full scale: else their gain would be undone
+    parameters = draw_parameters(seed, name, k, names)
+    rng = make_generator(seed, name, f"{k} noise")
+    copy = deform_sound(y, sample_rate, parameters, rng)
+    # Scale by the peak of the sound first: a float file beyond full scale must not undo the gain.
+    scale = 1 / max(1, y.max(), -y.min())
     scale /= max(1, scale * copy.max(), scale * -copy.min())
     copy *= np.float32(scale)
     if np.array_equal(copy, y):
-        raise UserError(f"{path}: expected a sound of which a copy can differ, found "
-                        + (f"{len(y)} samples that are all alike" if y.any() else "silence"))
+        raise UserError(f"{path}: a copy would equal it; remove it, or choose other deformations")
     return copy, {**parameters, "scale": float(scale)}
 
 
-# ---------------------------------------------------------------- the command
+# ---------------------------------------------------------------- files
 
-def subset(text):
-    """The argparse type of names of deformations, in their own order."""
-    found = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in found if name not in DEFORMATIONS]:
-        raise argparse.ArgumentTypeError(f"expected names out of {','.join(DEFORMATIONS)}, found {unknown[0]!r}")
-    return tuple(name for name in DEFORMATIONS if name in found)
+def decode_sound(path):
+    """Read a sound file. Returns float32 [shape=(n_samples, n_channels)] and its rate in Hz.
 
-
-def add_choice(parser):
-    """The flags that choose deformations, for this script and for preprocessing."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--only", type=subset, metavar="NAMES", help="alter copies by these alone, such as pitch,noise")
-    group.add_argument("--without", type=subset, metavar="NAMES", default=(), help="by all but these")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="another seed, other copies (default: 0)")
-
-
-def chosen(args, n):
-    """The deformations that the flags leave, for n copies of a sound. Raises UserError."""
-    names = args.only or tuple(name for name in DEFORMATIONS if name not in args.without)
-    if not names:
-        raise UserError("--without: expected to leave a deformation, found none left")
-    if names == ("polarity",) and n > 1:
-        raise UserError(f"--only polarity: expected one copy, as all would be the same, found N = {n}")
-    return names
-
-
-def parse_args():
-    parser = utils.Parser(__doc__)
-    parser.add_argument("n", type=utils.number(int, 1, high=10**5), metavar="N", help="copies of each sound")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="sounds, folders or patterns, such as Samples; "
-                        "- reads names, one a line, from standard input (or ended by NUL, as find -print0 does)")
-    add_choice(parser)
-    parser.add_argument("--overwrite", action="store_true", help="make copies again that are there")
-    parser.add_argument("--jobs", type=utils.number(int, 1), help="processes (default: one a core)")
-    return parser.parse_args()
-
-
-def read_names(arguments):
-    """The paths that are named, each once, those of standard input in the place of "-"; and how many are not sources.
-
-    Not sources: copies, their list and hidden files, which patterns catch too.
+    Raises UserError.
     """
-    names = []
-    for argument in arguments:
-        if argument == "-":
-            text = os.fsdecode(sys.stdin.buffer.read())
-            names += filter(None, text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n"))
-        else:
-            names += expand(argument)
-    paths = list(dict.fromkeys(map(Path, names)))
-    copies = find_copies(paths)
-    sources = [path for path in paths
-               if str(path) not in copies and path.name != AUGMENTATIONS and not path.name.startswith(".")]
-    return sources, len(paths) - len(sources)
+    blocks = list(utils.read_blocks(path))
+    _, sample_rate = blocks[0]
+    return np.concatenate([y for y, _ in blocks]), sample_rate
 
 
-def expand(argument):
-    """Return the sounds in a folder and below, the files that match a pattern, or else the argument itself.
+def encode_sound(y, info):
+    """Encode y, float32 [shape=(n_samples, n_channels)], in the format of the SoundFile `info`.
 
-    Windows does not expand patterns, nor does any shell between quotes.
+    Returns the bytes of a file, because libsndfile does not report a full disk. Raises UserError.
     """
-    if os.path.isdir(argument):
-        return sorted(filter(utils.is_sound, utils.walk(argument, argument, ()))) or [argument]
-    if os.path.lexists(argument) or not glob.has_magic(argument):
-        return [argument]
-    matches = sorted(glob.glob(argument, recursive=True))
-    return [name for match in matches for name in expand(match)] or [argument]
-
-
-def find_copies(paths):
-    """Find the copies among paths, whose sources may be on the disk alone. Returns a dict as utils.find_copies does."""
-    names = [str(path) for path in paths]
-    beside = set()
-    for folder in {os.path.dirname(name) for name in names if utils.COPY.search(name)}:
-        with contextlib.suppress(OSError):  # a name without a file is found when it is read
-            beside.update(os.path.join(folder, name) for name in filter(utils.is_sound, os.listdir(folder or ".")))
-    return utils.find_copies({*names, *beside}, samples="")
-
-
-def encoded(y, info):
-    """The bytes of a file that holds y [shape=(n_samples, n_channels)] in the format of `info`. Raises UserError.
-
-    In memory: of a disk that is full, libsndfile says nothing that helps. A second at a time: libsndfile 1.2.2 crashes
-    where it is given a minute of Ogg Vorbis at once.
-    """
-    import soundfile
+    data = io.BytesIO()
     try:
-        with soundfile.SoundFile(data := io.BytesIO(), "w", info.samplerate, info.channels,
-                                 info.subtype, info.endian, info.format) as file:
+        with soundfile.SoundFile(data, "w", info.samplerate, info.channels, info.subtype,
+                                 info.endian, info.format) as file:
+            # libsndfile 1.2.2 crashes when it gets a minute of Ogg Vorbis at once.
             for start in range(0, len(y), info.samplerate):
                 file.write(y[start:start + info.samplerate])
-        return data.getbuffer()
     except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{os.fsdecode(info.name)}: expected to write a copy of its format ({info.subtype_info}) "
-                        f"beside it, found: {error}") from None
-
-
-def targets(path, n, overwrite):
-    """The copies of a sound that are to be written, by number."""
-    copies = {k: Path(copy_name(str(path), k)) for k in range(1, n + 1)}
-    return {k: copy for k, copy in copies.items() if overwrite or not os.path.lexists(copy)}
+        raise UserError(f"{os.fsdecode(info.name)}: its format ({info.subtype_info}) cannot be "
+                        f"written: {error}; convert it to WAV") from None
+    return data.getbuffer()
 
 
 def write_copies(path, n, seed, names, overwrite):
-    """Write the copies of one sound that are not there, in its own format. Returns how many. Raises UserError."""
+    """Write the missing copies of one sound beside it. Returns how many.
+
+    Raises UserError, or OSError if the disk is full, since no other copy can be written then.
+    """
     y, sample_rate = decode_sound(path)  # (n_samples, n_channels)
     info = utils.open_sound(path)
-    info.close()  # what it is remains known
-    copies = targets(path, n, overwrite)
+    info.close()  # its attributes stay
+    copies = missing_copies(path, n, overwrite)
     try:
         for k, target in copies.items():
             copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
             with utils.whole_file(target) as temporary:
-                temporary.write_bytes(encoded(copy, info))
-                note(path, k, {"seed": seed, "only": ",".join(names), **parameters})  # first: no copy lacks its line
+                temporary.write_bytes(encode_sound(copy, info))
+                # The line comes first: no copy may lack it.
+                add_augmentation(path, k, {"seed": seed, "only": ",".join(names), **parameters})
     except OSError as error:
-        if error.errno in utils.DISK_FULL:  # so it will be for the others
+        if error.errno in utils.DISK_FULL:
             raise
-        raise UserError(f"{path}: expected to write a copy and its line beside it, found: {error.strerror}") from None
+        raise UserError(f"{path}: a copy cannot be written beside it: {error.strerror}; "
+                        "rename it, or move it to another folder") from None
     return len(copies)
 
 
-# ---------------------------------------------------------------- augmentations.csv
+def add_augmentation(path, k, parameters):
+    """Add the line of copy k of the sound at `path` to augmentations.csv beside it.
 
-COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]
-HEADER = ",".join(COLUMNS)
-
-
-def note(path, k, parameters):
-    """Add the line of a copy. Raises UserError where the file is another's."""
-    log, line = path.parent / AUGMENTATIONS, io.StringIO()
-    csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(
-        {"file": utils.file_cell(path.name), "copy": k, **parameters})
-    with utils.alone_in(path.parent), open(log, "ab+", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
+    Raises OSError, or UserError if the file is another table.
+    """
+    name = path.name.translate({10: "\\n", 13: "\\r"})  # one line for each copy
+    line = io.StringIO()
+    writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
+    writer.writerow({"file": utils.escape_formula(name), "copy": k, **parameters})
+    table = path.parent / AUGMENTATIONS
+    with utils.folder_lock(path.parent), open(table, "ab+", buffering=0) as file:
         file.seek(0)
-        found = os.fsdecode(file.readline()).strip()
-        if found not in (HEADER, ""):
-            raise UserError(f"{path}: expected {AUGMENTATIONS} beside it to be of copies, found other columns: "
-                            "move it away")
-        data = os.fsencode(f"{'' if found else HEADER}\n{line.getvalue()}")
-        try:
-            if file.write(data) < len(data):  # a full disk takes half a line
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(size)
-            raise
+        header = os.fsdecode(file.readline()).strip()
+        if header not in (HEADER, ""):
+            raise UserError(f"{path}: {AUGMENTATIONS} beside it is not from this script; move it "
+                            "away")
+        # A line break first: a killed run may have left half a line.
+        append_bytes(file, os.fsencode(f"{'' if header else HEADER}\n{line.getvalue()}"))
 
 
-def tidy(log):
-    """Sort the lines of copies, and keep the last of each: of those made again, or left by killed runs."""
-    utils.sweep(log.parent)
-    with utils.alone_in(log.parent):
-        header, _, text = os.fsdecode(log.read_bytes()).partition("\n")
-        rows = {(row[0], len(row[1]), row[1]) if len(row) == len(COLUMNS) else (line, 0, ""): line  # strange ones stay
-                for line in text.split("\n") for row in csv.reader([line]) if row}
-        tidied = os.fsencode("\n".join([HEADER, *(rows[key] for key in sorted(rows)), ""]))
-        if header.strip() == HEADER and tidied != log.read_bytes():
-            with utils.whole_file(log) as temporary:
-                temporary.write_bytes(tidied)
+def append_bytes(file, data):
+    """Append all of `data` to an unbuffered file, or nothing of it. Raises OSError."""
+    size = file.seek(0, os.SEEK_END)
+    try:
+        n_written = file.write(data)
+        if n_written < len(data):  # a full disk accepts only a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(size)
+        raise
+
+
+def sort_augmentations(folder):
+    """Sort augmentations.csv in a folder, and remove what killed runs left there.
+
+    Each copy keeps its last line. Damaged lines stay too. Raises OSError and csv.Error.
+    """
+    utils.remove_temporary(folder)
+    table = folder / AUGMENTATIONS
+    with utils.folder_lock(folder):
+        data = table.read_bytes()
+        header, _, text = os.fsdecode(data).partition("\n")
+        lines = {}
+        for line in text.split("\n"):
+            row = next(csv.reader([line]))
+            if len(row) == len(COLUMNS):
+                lines[row[0], len(row[1]), row[1]] = line  # the length puts copy 10 after copy 9
+            elif row:
+                lines[line, 0, ""] = line
+        in_order = [HEADER, *(lines[key] for key in sorted(lines)), ""]
+        sorted_data = os.fsencode("\n".join(in_order))
+        if header.strip() == HEADER and sorted_data != data:
+            with utils.whole_file(table) as temporary:
+                temporary.write_bytes(sorted_data)
 
 
 def main():
+    """Write the copies. Returns how many files were skipped."""
     args = parse_args()
-    names = chosen(args, args.n)
-    sources, n_passed = read_names(args.files)
+    names = choose_deformations(args, args.n)
+    sources, n_passed = list_sources(args.files)
     if n_passed:
-        utils.say(f"{n_passed} files are copies themselves, their list, or hidden: passed over")
-    elif not sources:
-        raise UserError("-: expected names of sounds on standard input, found none")
-    to_do = {path: missing for path in sources
-             if (missing := targets(path, args.n, args.overwrite)) or not os.path.isfile(path)}
-    function = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
+        utils.say(f"{n_passed} files passed over: copies, lists of copies, or hidden files")
+    n_missing = {path: len(missing_copies(path, args.n, args.overwrite)) for path in sources}
+    to_do = [path for path in sources if n_missing[path] or not os.path.isfile(path)]
+    write = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
     try:
-        written, errors = utils.for_each(function, list(to_do), "Augmenting", "", args.jobs)
+        written, errors = utils.map_files(write, to_do, "Augmenting", args.jobs)
     finally:
-        for log in {path.parent / AUGMENTATIONS for path in sources}:
-            with contextlib.suppress(OSError, csv.Error):  # no copy there, or a folder that was made read-only
-                tidy(log)
-    n_there = len(sources) * args.n - sum(map(len, to_do.values()))
-    n_bad = utils.name_skipped(errors)
-    utils.say(f"{sum(written.values())} copies written, {n_there} were there and stay as they are, "
-              f"{n_bad} files skipped")
-    if written or n_there:
+        for folder in {path.parent for path in sources}:
+            with contextlib.suppress(OSError, csv.Error):  # no copies, or a read-only folder
+                sort_augmentations(folder)
+    n_existing = len(sources) * args.n - sum(n_missing.values())
+    n_skipped = utils.name_skipped(errors)
+    utils.say(f"{sum(written.values())} copies written, {n_existing} existing copies kept, "
+              f"{n_skipped} files skipped")
+    if written or n_existing:
         utils.say_next("preprocess_data.py")
-    return n_bad
+    return n_skipped
 
 
 if __name__ == "__main__":
-    import augment_data  # by this name, not as __main__, its processes find what they run
-    utils.run(augment_data.main)
+    utils.run(main)

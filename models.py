@@ -1,8 +1,18 @@
-"""The networks, how they are fed and trained, and the file that they are saved in.
+"""The networks, the windows and batches that feed them, predictions, and the weights file.
 
-A weights file is Keras's .keras archive with one member more, training.json: classes, feature settings, how it was
-trained and the sounds of each side of the split. It alone is enough to score a sound. The same code runs on
-TensorFlow, JAX and PyTorch; the environment variable KERAS_BACKEND chooses.
+A weights file is Keras's .keras archive with one more member, training.json: classes, feature
+settings, hyperparameters, and the sounds of each subset. It is all that scoring a sound needs.
+The scripts call its content info:
+
+    classes, features           names of the classes; FeatureSettings as a dict
+    network, hyperparameters    a name and values of HYPERPARAMETERS
+    seed, epochs, n_frames      of the training; the length of a window
+    --groups, --test            the flags of the split, or null
+    train, validation, test     names of the sounds of each subset; unused: copies left out
+    weights, seen, learned      the earlier weights, and sounds that they validated and learned from
+    history, temperature        the scores of each epoch; of the calibration
+
+The same code runs on TensorFlow, JAX and PyTorch. The environment variable KERAS_BACKEND chooses.
 """
 import contextlib
 import itertools
@@ -12,16 +22,22 @@ import os
 import re
 import sys
 import tempfile
-import time
 import zipfile
-from importlib.util import find_spec
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy
 
-from preprocess_data import AMIN, TOP_DB, FeatureSettings
-from utils import DISK_FULL, UserError, bar, check_weights_path, class_of, say, whole_file
+from utils import (
+    AMIN,
+    DISK_FULL,
+    SUBSETS,
+    TOP_DB,
+    FeatureSettings,
+    UserError,
+    check_weights_path,
+    class_of,
+    whole_file,
+)
 
 
 @contextlib.contextmanager
@@ -39,177 +55,60 @@ def quiet_stderr():
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with quiet_stderr():  # TensorFlow's notices on start-up are no news to a user
+with quiet_stderr():  # TensorFlow prints notices on start-up
     try:
         import keras
     except (ImportError, ValueError) as error:
-        raise UserError(f"KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}: expected tensorflow, jax or torch, and its "
-                        f"package, found: {error}") from None
+        raise UserError(f"KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}: cannot be loaded "
+                        f"({error}); use tensorflow, jax or torch, and install its "
+                        "package") from None
     from keras import layers
 
 INFO_FILE = "training.json"
-KEPT_OF_EPOCHS = "epoch", "learning_rate", "loss", "accuracy", "seconds", "clips_per_second"
-# What Keras may build of a weights file: the parts of our networks. Others may read files, or run what they bring.
-OURS = frozenset("None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
-                 "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense GlorotUniform Zeros "
-                 "Ones AdamW Adadelta".split())
-MAX_FRAMES = 256  # the longest window, 3 s at 44.1 kHz: longer sounds are seen and scored in several
-
-
-# ---------------------------------------------------------------- from spectrograms to windows of one length
-
-def choose_n_frames(spectrograms):
-    """The window that holds nine in ten of the sounds whole, a multiple of 8 between 16 and MAX_FRAMES."""
-    length = np.percentile([spectrogram.shape[-1] for spectrogram in spectrograms], 90)
-    return int(np.clip(math.ceil(length / 8) * 8, 16, MAX_FRAMES))
-
-
-def pad_to(spectrogram, n_frames):
-    """The spectrogram in the middle of at least n_frames, the rest silence. [shape=(..., n_mels, n_frames or more)]"""
-    missing = n_frames - spectrogram.shape[-1]
-    if missing <= 0:
-        return spectrogram
-    # What silence measures beside this sound: 0 dB would be loud.
-    silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)
-    padded = np.full((*spectrogram.shape[:-1], n_frames), silence, np.float32)
-    padded[..., missing // 2:missing // 2 + spectrogram.shape[-1]] = spectrogram
-    return padded
-
-
-def windows_of(spectrogram, n_frames):
-    """The fewest windows that cover a spectrogram, evenly spread. [shape=(n_windows, ..., n_mels, n_frames)]"""
-    padded = pad_to(spectrogram, n_frames)
-    last = padded.shape[-1] - n_frames
-    starts = np.linspace(0, last, 1 + math.ceil(last / n_frames)).astype(int)
-    return np.stack([padded[..., start:start + n_frames] for start in starts])
-
-
-def class_indices(names, classes):
-    """The place of each sound's class among the classes. [shape=(len(names),), int]"""
-    index = {name: k for k, name in enumerate(classes)}
-    return np.array([index[class_of(name)] for name in names])
-
-
-def one_hot(names, classes):
-    """The classes of sounds as rows of zeros and a one. [shape=(len(names), len(classes)), float32]"""
-    return np.eye(len(classes), dtype=np.float32)[class_indices(names, classes)]
-
-
-def class_weights(targets, kind):
-    """What each class counts in the loss: "balanced", so that all classes count alike, or "none". [shape=(n_classes,)]
-
-    targets: one-hot rows of the training sounds [shape=(n_sounds, n_classes)].
-    """
-    if kind == "none":
-        return np.ones(targets.shape[1], np.float32)
-    from sklearn.utils.class_weight import compute_class_weight
-    y = targets.argmax(axis=1)
-    return compute_class_weight("balanced", classes=np.arange(targets.shape[1]), y=y).astype(np.float32)
-
-
-def weighted(targets, weights):
-    """Weigh each class's part of mixed targets. Returns targets whose rows sum to one, and each row's weight.
-
-    Keras's class_weight would weigh a whole row by its largest part, and so a rare class that is mixed in too little.
-    """
-    parts = targets * weights  # (batch_size, n_classes)
-    total = parts.sum(axis=1)  # (batch_size,)
-    return parts / total[:, None], total
-
-
-class Batches(keras.utils.PyDataset):
-    """Training batches: a window of each sound, in an order and with changes that follow from seed and epoch.
-
-    Yields windows [shape=(batch_size, ..., n_mels, n_frames), float32, dB], targets [shape=(batch_size, n_classes)]
-    and what each window counts in the loss [shape=(batch_size,)].
-    fill: what masks put in, a level a band. host: (k, n) for the part of each batch of the k-th of n hosts.
-    """
-
-    MASK_SHARE = 1 / 8
-
-    def __init__(self, spectrograms, info, fill, host=(0, 1)):
-        super().__init__(workers=2)  # threads that build batches while the network learns from others
-        self.spectrograms, self.names, self.fill, self.host = spectrograms, info["train"], fill, host
-        self.targets, self.n_frames = one_hot(info["train"], info["classes"]), info["n_frames"]
-        self.recipe, self.seed = info["recipe"], info["seed"]
-        self.class_weights = class_weights(self.targets, self.recipe["class_weights"])
-        # A small set comes round several times in an epoch: patience is counted in epochs.
-        self.n_steps = max(math.ceil(len(self.names) / self.recipe["batch_size"]), self.recipe["min_steps"])
-        self.begin(0)
-
-    def begin(self, epoch):
-        """Draw the order of an epoch. The last batch is filled from the next round: all have one shape."""
-        rng, n = np.random.default_rng([self.seed, epoch]), self.n_steps * self.recipe["batch_size"]
-        rounds = [rng.permutation(len(self.names)) for _ in range(math.ceil(n / len(self.names)))]
-        self.epoch, self.order = epoch, np.concatenate(rounds)[:n]
-
-    def __len__(self):
-        return self.n_steps
-
-    def __getitem__(self, step):
-        size = self.recipe["batch_size"]
-        rows, rng = self.order[step * size:(step + 1) * size], np.random.default_rng([self.seed, self.epoch, step])
-        x = np.stack([self.window(self.spectrograms[self.names[row]], rng) for row in rows])
-        x, y = self.mixed(x, self.targets[rows], rng)
-        self.mask(x, rng)
-        y, weights = weighted(y, self.class_weights)
-        y = y * (1 - self.recipe["smoothing"]) + self.recipe["smoothing"] / y.shape[1]
-        k, n_hosts = self.host
-        return tuple(np.array_split(array, n_hosts)[k] for array in (x, y, weights))
-
-    def window(self, spectrogram, rng):
-        """A random window; of a sound that fits, one that holds it whole or all but a little."""
-        margin = round(self.recipe["shift"] * self.n_frames)
-        padded = pad_to(spectrogram, self.n_frames + 2 * margin)
-        start = rng.integers(padded.shape[-1] - self.n_frames + 1)
-        return padded[..., start:start + self.n_frames].copy()  # lest it hold a memory map, and its file, open
-
-    def mixed(self, x, y, rng):
-        """Each window with a share of another, and its target alike (mixup, Zhang 2018)."""
-        if not self.recipe["mixup"]:
-            return x, y
-        partner, share = rng.permutation(len(x)), rng.beta(self.recipe["mixup"], self.recipe["mixup"], len(x))
-        share = np.minimum(share, 1 - share).astype(np.float32)  # of the other
-        return (a + share.reshape(-1, *[1] * (a.ndim - 1)) * (a[partner] - a) for a in (x, y))
-
-    def mask(self, x, rng):
-        """Put each band's mean into random bands and times of each window, in place (Park 2019)."""
-        widths = rng.integers([int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]],
-                              size=(len(x), self.recipe["masks"], 2))
-        starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
-        for window, begins, ends in zip(x, starts, starts + widths):
-            for (band, frame), (band_end, frame_end) in zip(begins, ends):
-                window[..., band:band_end, :] = self.fill[..., band:band_end, :]
-                window[..., frame:frame_end] = self.fill
+# Keras builds only these parts of our networks from a weights file. Others could run code.
+SAFE_CLASSES = frozenset(
+    "None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
+    "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense "
+    "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
+MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
+SCORED_AT_ONCE = 64  # windows in a batch of predictions
+MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
+HYPERPARAMETERS = {  # defaults of each network
+    "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
+                "masks": 2, "shift": 0.1, "class_weights": "balanced", "smoothing": 0.05},
+    "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
+                 "masks": 0, "shift": 0, "class_weights": "none", "smoothing": 0},
+}
 
 
 # ---------------------------------------------------------------- the networks
 
-def conv_block(x, filters, kernel_size=3, strides=1):
+def add_convolution(x, filters, kernel_size=3, strides=1):
+    """A convolution, batch normalisation and ReLU."""
     x = layers.Conv2D(filters, kernel_size, strides, padding="same", use_bias=False)(x)
-    # Momentum 0.99, Keras's default, needs thousands of steps before its averages are right.
+    # Keras's default momentum, 0.99, needs thousands of steps before its averages are right.
     x = layers.BatchNormalization(momentum=0.9)(x)
     return layers.ReLU()(x)
 
 
-def default_network(x, n_layers, filters):
-    """A 5x5 convolution at half resolution, then n_layers blocks of two 3x3 convolutions and a pooling.
+def add_default_layers(x, n_layers, filters):
+    """A 5x5 convolution at half resolution, then n_layers blocks of two convolutions and pooling.
 
-    Filters double from block to block. Two convolutions before each pooling generalise better than one, and nothing at
-    full resolution earns its cost. Time is averaged but frequency kept: where the energy lies tells classes apart.
+    The number of filters doubles from block to block. Time is averaged, but frequency is kept,
+    because the frequencies of the energy tell classes apart.
     """
-    x = conv_block(x, filters, kernel_size=5, strides=2)  # (batch, n_mels / 2, n_frames / 2, filters)
-    for block in range(n_layers):
-        x = conv_block(x, filters * 2**block)
-        x = conv_block(x, filters * 2**block)
+    x = add_convolution(x, filters, kernel_size=5, strides=2)
+    for block in range(n_layers):  # (batch, n_mels / 2, n_frames / 2, filters)
+        x = add_convolution(x, filters * 2**block)
+        x = add_convolution(x, filters * 2**block)
         x = layers.AveragePooling2D(2, padding="same")(x)  # halves n_mels and n_frames again
-    x = layers.AveragePooling2D((1, x.shape[2]))(x)  # (batch, n_mels', 1, filters)
+    x = layers.AveragePooling2D((1, x.shape[2]))(x)  # (batch, n_mels', 1, filters')
     x = layers.Flatten()(x)
     return layers.Dropout(0.2)(x)
 
 
-def original_network(x, n_layers, filters):
-    """The network of 2017: a block, n_layers - 1 with ELU, pooling and dropout, and a dense layer of 128."""
+def add_original_layers(x, n_layers, filters):
+    """The network of 2017: n_layers convolutions, the later ones with pooling and dropout."""
     x = layers.Conv2D(filters, 3, padding="same")(x)
     x = layers.BatchNormalization()(x)
     x = layers.ReLU()(x)
@@ -224,292 +123,451 @@ def original_network(x, n_layers, filters):
     return layers.Dropout(0.5)(x)
 
 
-BODIES = {"default": default_network, "original": original_network}
-RECIPES = {  # what each network is trained with unless a flag says otherwise
-    "default": dict(layers=3, filters=16, batch_size=32, learning_rate=2e-3, mixup=0.3, masks=2, shift=0.1,
-                    class_weights="balanced", smoothing=0.05, anneal=True, min_steps=30, patience=4),
-    "original": dict(layers=4, filters=32, batch_size=128, learning_rate=1.0, mixup=0, masks=0, shift=0,
-                     class_weights="none", smoothing=0, anneal=False, min_steps=1, patience=20),
-}
+BACKBONES = {"default": add_default_layers, "original": add_original_layers}
 
 
-def band_statistics(spectrograms):
-    """The mean and variance of each mel band. Both [shape=(..., n_mels)].
+def measure_bands(spectrograms):
+    """The mean and variance of each mel band over sounds. Both [shape=(..., n_mels)].
 
-    Each sound counts alike, whatever its length: an hour of silence would outweigh a thousand short sounds.
+    Every sound counts the same. Otherwise an hour of silence would outweigh a thousand short ones.
     """
-    n, mean, square = 0, 0.0, 0.0  # summed as they come: they need not be in memory together
-    for s in spectrograms:
+    n = 0
+    mean = 0.0
+    square = 0.0
+    for s in spectrograms:  # one at a time: they need not fit into memory together
         n += 1
         mean = mean + s.mean(axis=-1, dtype=float)
         square = square + np.einsum("...t,...t->...", s, s, dtype=float) / s.shape[-1]
-    mean, square = mean / n, square / n
-    return mean, np.maximum(square - mean**2, 0) + 1e-3  # silence has no variance
+    mean = mean / n
+    variance = np.maximum(square / n - mean**2, 0) + 1e-3  # silence has no variance
+    return mean, variance
 
 
-def build(name, recipe, spectrograms, n_classes, n_frames):
-    """The network `name` for windows [shape=(batch, n_mels, n_frames)] in dB -> class probabilities.
+def build_network(name, hyperparameters, spectrograms, n_classes, n_frames):
+    """The network `name`: windows in dB [shape=(batch, ..., n_mels, n_frames)] -> probabilities.
 
-    Each mel band is normalised by its mean and variance in `spectrograms`, the training sounds. Windows of several
-    channels [shape=(batch, channels, n_mels, n_frames)] are as well, each channel for itself.
+    spectrograms: of the training sounds, whose mean and variance normalise each mel band.
     """
-    mean, variance = band_statistics(spectrograms)
-    shape = mean.shape  # (..., n_mels)
+    mean, variance = measure_bands(spectrograms)
+    shape = mean.shape  # (n_mels,), or (channels, n_mels)
+    axes = tuple(range(1, 1 + len(shape)))
     inputs = keras.Input((*shape, n_frames))
-    x = layers.Normalization(axis=tuple(range(1, 1 + len(shape))), mean=mean, variance=variance)(inputs)
+    x = layers.Normalization(axis=axes, mean=mean, variance=variance)(inputs)
     x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
     x = layers.Permute((2, 3, 1))(x)  # (batch, n_mels, n_frames, channels)
-    x = BODIES[name](x, recipe["layers"], recipe["filters"])
-    return keras.Model(inputs, layers.Dense(n_classes, activation="softmax", name="head")(x))
+    x = BACKBONES[name](x, hyperparameters["layers"], hyperparameters["filters"])
+    outputs = layers.Dense(n_classes, activation="softmax", name="head")(x)
+    return keras.Model(inputs, outputs)
+
+
+def extend_network(network, n_classes):
+    """The backbone of a trained network with a new last layer for n_classes classes."""
+    head = layers.Dense(n_classes, activation="softmax", name="head")
+    return keras.Model(network.input, head(network.layers[-2].output))
+
+
+def compile_network(network, name, hyperparameters, n_steps):
+    """Give a network its optimizer and learning-rate schedule, for n_steps steps in all.
+
+    The learning rate rises over a twentieth of them, then falls to zero along a cosine. The
+    original network keeps a constant rate.
+    """
+    rate = hyperparameters["learning_rate"]
+    if name == "original":
+        optimizer = keras.optimizers.Adadelta(rate)
+    else:
+        n_warmup = n_steps // 20
+        schedule = keras.optimizers.schedules.CosineDecay(
+            rate / 10, n_steps - n_warmup, warmup_target=rate, warmup_steps=n_warmup)
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0)
+    network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+    optimizer.build(network.trainable_variables)
+    build_metrics(network)
+
+
+def build_metrics(network):
+    """Make the variables of loss and metrics, which Keras else makes in the first step.
+
+    TensorFlow would trace that step twice. JAX and PyTorch would draw batches for it beforehand,
+    and train on them later.
+    """
+    y = np.ones((1, network.output_shape[1]), np.float32)
+    network.compute_loss(None, y, y)
+    network.compute_metrics(None, y, y)
+    network.reset_metrics()
 
 
 def band_means(network):
-    """The mean of each mel band that the network's input is normalised by, in dB. [shape=(..., n_mels, 1), float32]"""
-    return np.asarray(keras.ops.convert_to_numpy(network.layers[1].mean), np.float32)[0]
+    """The mean of each mel band in training, in dB. [shape=(..., n_mels, 1), float32]"""
+    means = keras.ops.convert_to_numpy(network.layers[1].mean)  # (1, ..., n_mels, 1)
+    return np.asarray(means, np.float32)[0]
 
 
-def compile_for(name, network, recipe):
-    optimizer = (keras.optimizers.Adadelta(recipe["learning_rate"]) if name == "original" else
-                 keras.optimizers.AdamW(recipe["learning_rate"], weight_decay=0.05, clipnorm=1.0))
-    network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
-    optimizer.build(network.trainable_variables)
+# ---------------------------------------------------------------- windows and batches
+
+def choose_n_frames(spectrograms):
+    """The window length that holds nine in ten sounds whole, in frames.
+
+    It is a multiple of 8, at least 16 and at most MAX_FRAMES.
+    """
+    length = np.percentile([s.shape[-1] for s in spectrograms], 90)
+    return int(np.clip(math.ceil(length / 8) * 8, 16, MAX_FRAMES))
 
 
-# ---------------------------------------------------------------- training
+def pad_spectrogram(spectrogram, n_frames):
+    """Put silence around a spectrogram, up to n_frames. [shape=(..., n_mels, n_frames or more)]"""
+    missing = n_frames - spectrogram.shape[-1]
+    if missing <= 0:
+        return spectrogram
+    # The decibels of silence in this spectrogram: 0 dB would be loud.
+    silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)
+    padded = np.full((*spectrogram.shape[:-1], n_frames), silence, np.float32)
+    start = missing // 2
+    padded[..., start:start + spectrogram.shape[-1]] = spectrogram
+    return padded
 
-def recipe_of(args):
-    """The recipe of args.network as a dict, with what the flags change."""
-    recipe = RECIPES[args.network] | {"epochs": args.epochs}
-    return recipe | {key: value for key, value in vars(args).items() if key in recipe and value is not None}
+
+def cut_windows(spectrogram, n_frames):
+    """The fewest evenly spread windows that cover it. [shape=(n_windows, ..., n_mels, n_frames)]"""
+    padded = pad_spectrogram(spectrogram, n_frames)
+    last = padded.shape[-1] - n_frames
+    starts = np.linspace(0, last, 1 + math.ceil(last / n_frames)).astype(int)
+    return np.stack([padded[..., start:start + n_frames] for start in starts])
 
 
-def backend_and_device(network):
-    name = keras.backend.backend()  # with PyTorch, Keras has no list of devices
-    return f"{name} on {network.weights[0].value.device if name == 'torch' else keras.distribution.list_devices()[0]}"
+def class_indices(names, classes):
+    """The index of each sound's class. [shape=(len(names),), int]"""
+    index = {name: k for k, name in enumerate(classes)}
+    return np.array([index[class_of(name)] for name in names], int)
 
 
-def tensorboard(folder, network):
-    """Keras's writer of scores, for a network that is trained an epoch at a time. Raises UserError."""
-    if not (find_spec("tensorboard") and find_spec("tensorflow")):
-        raise UserError("--tensorboard: expected the package tensorboard, found none: pip install tensorboard")
-    folder.mkdir(parents=True, exist_ok=True)
-    board = keras.callbacks.TensorBoard(folder, write_graph=False)
-    board.set_model(network)
-    return board
+def one_hot(names, classes):
+    """The classes of sounds as rows of zeros and a one. [shape=(n_sounds, n_classes), float32]"""
+    return np.eye(len(classes), dtype=np.float32)[class_indices(names, classes)]
 
+
+def balance_classes(targets, kind):
+    """The weight of each class in the loss. [shape=(n_classes,), float32]
+
+    targets: one-hot [shape=(n_sounds, n_classes)]. kind: "balanced" or "none".
+    """
+    if kind == "none":
+        return np.ones(targets.shape[1], np.float32)
+    counts = np.maximum(targets.sum(axis=0), 1)
+    return (len(targets) / (targets.shape[1] * counts)).astype(np.float32)
+
+
+def weigh_targets(targets, weights):
+    """Apply class weights to mixed targets. Returns targets that sum to one, and row weights.
+
+    Keras's class_weight would weigh a whole row by the class of its largest part.
+    """
+    parts = targets * weights  # (batch_size, n_classes)
+    total = parts.sum(axis=1)  # (batch_size,)
+    return parts / total[:, None], total
+
+
+def count_steps(n_sounds, batch_size):
+    """How many steps an epoch has."""
+    return max(math.ceil(n_sounds / batch_size), MIN_STEPS)
+
+
+def choose_epochs(n_sounds, batch_size):
+    """How many epochs to train on n_sounds sounds.
+
+    Ten times as many sounds get about three times as many steps. Each sound is trained on in at
+    least ten epochs.
+    """
+    n_steps = max(40 * math.sqrt(n_sounds), 10 * n_sounds / batch_size)
+    return math.ceil(n_steps / count_steps(n_sounds, batch_size))
+
+
+class Batches(keras.utils.PyDataset):
+    """Training batches: random windows, mixed and masked. Seed and epoch determine them."""
+
+    MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
+
+    def __init__(self, spectrograms, info, fill, host=(0, 1)):
+        """fill: masked values [shape=(..., n_mels, 1)]. host: (k, n) for the k-th of n hosts."""
+        super().__init__(workers=2)  # threads that prepare batches while the network trains
+        self.spectrograms = spectrograms
+        self.names = info["train"]
+        self.targets = one_hot(info["train"], info["classes"])
+        self.n_frames = info["n_frames"]
+        self.hyperparameters = info["hyperparameters"]
+        self.seed = info["seed"]
+        self.fill = fill
+        self.host = host
+        self.class_weights = balance_classes(self.targets, self.hyperparameters["class_weights"])
+        self.n_steps = count_steps(len(self.names), self.hyperparameters["batch_size"])
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch):
+        """Draw the order of the sounds. A further shuffle fills the last batch of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        n = self.n_steps * self.hyperparameters["batch_size"]
+        n_rounds = math.ceil(n / len(self.names))
+        rounds = [rng.permutation(len(self.names)) for _ in range(n_rounds)]
+        self.epoch = epoch
+        self.order = np.concatenate(rounds)[:n]
+
+    def __len__(self):
+        return self.n_steps
+
+    def __getitem__(self, step):
+        """Windows in dB [shape=(batch_size, ..., n_mels, n_frames)], targets, and row weights."""
+        size = self.hyperparameters["batch_size"]
+        smoothing = self.hyperparameters["smoothing"]
+        rows = self.order[step * size:(step + 1) * size]
+        rng = np.random.default_rng([self.seed, self.epoch, step])
+        x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
+        x, y = self.mix(x, self.targets[rows], rng)
+        self.mask(x, rng)
+        y, weights = weigh_targets(y, self.class_weights)
+        y = y * (1 - smoothing) + smoothing / y.shape[1]
+        k, n_hosts = self.host
+        return tuple(np.array_split(array, n_hosts)[k] for array in (x, y, weights))
+
+    def cut_window(self, spectrogram, rng):
+        """Cut a random window. It holds all, or nearly all, of a sound that fits into it."""
+        margin = round(self.hyperparameters["shift"] * self.n_frames)
+        padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
+        start = rng.integers(padded.shape[-1] - self.n_frames + 1)
+        return padded[..., start:start + self.n_frames].copy()  # a view would keep a file open
+
+    def mix(self, x, y, rng):
+        """Blend each window and target with a share of another (mixup, Zhang 2018)."""
+        alpha = self.hyperparameters["mixup"]
+        if not alpha:
+            return x, y
+        partner = rng.permutation(len(x))
+        share = rng.beta(alpha, alpha, len(x))
+        share = np.minimum(share, 1 - share).astype(np.float32)  # of the partner
+        x_share = share.reshape(-1, *[1] * (x.ndim - 1))
+        return x + x_share * (x[partner] - x), y + share[:, None] * (y[partner] - y)
+
+    def mask(self, x, rng):
+        """Cover random bands and times of each window in place (SpecAugment, Park 2019)."""
+        widest = [int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]]
+        widths = rng.integers(widest, size=(len(x), self.hyperparameters["masks"], 2))
+        starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
+        for window, begins, ends in zip(x, starts, starts + widths):
+            for (band, frame), (band_end, frame_end) in zip(begins, ends):
+                window[..., band:band_end, :] = self.fill[..., band:band_end, :]
+                window[..., frame:frame_end] = self.fill
+
+
+# ---------------------------------------------------------------- predictions
+
+def predict_sounds(network, sounds, temperature=1.0):
+    """Yield (name, probabilities [shape=(n_classes,)]): the mean over a sound's windows.
+
+    sounds: pairs of a name and a spectrogram, one at a time, so that memory stays flat.
+    """
+    n_frames = network.input_shape[-1]
+    windows = ((name, window) for name, s in sounds for window in cut_windows(s, n_frames))
+    predicted = predict_windows(network, windows)
+    for name, pairs in itertools.groupby(predicted, key=lambda pair: pair[0]):
+        mean = np.mean([probabilities for _, probabilities in pairs], axis=0, dtype=float)
+        yield name, apply_temperature(mean, temperature)
+
+
+def predict_windows(network, windows):
+    """Yield (name, probabilities [shape=(n_classes,)]) for pairs of a name and a window."""
+    windows = iter(windows)
+    while batch := list(itertools.islice(windows, SCORED_AT_ONCE)):
+        names, x = zip(*batch)
+        x = np.stack(x + x[-1:] * (SCORED_AT_ONCE - len(x)))  # one shape: JAX compiles once
+        yield from zip(names, np.asarray(network.predict_on_batch(x)))
+
+
+def apply_temperature(probabilities, temperature):
+    """Calibrate probabilities: sharper below 1, softer above. [shape=(..., n_classes)]"""
+    logits = np.log(np.maximum(probabilities, 1e-12))
+    return scipy.special.softmax(logits / temperature, axis=-1)
+
+
+def fit_temperature(labels, probabilities):
+    """The temperature that fits probabilities to labels best (Guo 2017).
+
+    Both [shape=(n_sounds, n_classes)], labels one-hot. One more sound of unknown class is added.
+    Otherwise a few correct predictions alone would make every prediction certain (Platt 1999).
+    """
+    targets = (len(labels) * labels + 1 / labels.shape[1]) / (len(labels) + 1)
+
+    def log_loss(log_temperature):
+        calibrated = apply_temperature(probabilities, np.exp(log_temperature))
+        return -(targets * np.log(calibrated)).sum()
+    best = scipy.optimize.minimize_scalar(log_loss, bounds=(-3, 3), method="bounded")
+    return float(np.exp(best.x))
+
+
+# ---------------------------------------------------------------- the weights file
+
+@contextlib.contextmanager
+def undistributed():
+    """Suspend Keras's distribution, under which saving would create variables on all hosts."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
+def save_network(network, info, path):
+    """Write a network and its info to `path` in one step, so that it is always readable."""
+    with whole_file(path) as temporary, undistributed():
+        network.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(INFO_FILE, json.dumps(info, indent=1))
+
+
+def check_info(info):
+    """Raise an exception, of any kind, unless info is as training saves it."""
+    FeatureSettings(**info["features"])
+    lists = [info[key] for key in ("classes", *SUBSETS, "unused", "seen", "learned")]
+    kinds = [type(info[key]) for key in ("seed", "n_frames", "hyperparameters")]
+    history = info["history"]
+    numbers = [value for row in history for value in row.values()]
+    if not (kinds == [int, int, dict] and info["network"] in BACKBONES
+            and 1e-3 < info["temperature"] < 1e3
+            and all(isinstance(names, list) for names in lists)
+            and all(isinstance(name, str) for names in lists for name in names)
+            and all(type(value) in (int, float) for value in numbers)
+            and all({"loss", "accuracy", "seconds"} <= row.keys() == history[0].keys()
+                    for row in history)
+            and len(set(info["classes"])) == len(info["classes"]) > 1):
+        raise ValueError("invalid training metadata")
+
+
+def read_info(path):
+    """The info in a weights file. Raises errors of many kinds for another file."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+        info = json.loads(archive.read(INFO_FILE))
+    check_info(info)
+    return info
+
+
+def read_network(path, info, compile):
+    """The network in a weights file, of known layers only. Raises errors of many kinds."""
+    kinds = set()
+    with zipfile.ZipFile(path) as archive:
+        json.loads(archive.read("config.json"),
+                   object_hook=lambda found: kinds.add(str(found.get("class_name"))))
+    if foreign := kinds - SAFE_CLASSES:
+        raise ValueError(f"it holds {', '.join(sorted(foreign))}")
+    network = keras.models.load_model(path, compile=compile, safe_mode=True)
+    settings = FeatureSettings(**info["features"])
+    channels = (settings.channels,) if settings.channels > 1 else ()
+    expected = (None, *channels, settings.n_mels, info["n_frames"]), (None, len(info["classes"]))
+    if (network.input_shape, network.output_shape) != expected:
+        raise ValueError(f"a network from {network.input_shape} to {network.output_shape}")
+    return network
+
+
+@contextlib.contextmanager
+def reading_weights(path):
+    """Turn any error in reading a weights file into a UserError."""
+    check_weights_path(path)
+    try:
+        yield
+    except Exception as error:  # zip, HDF5, JSON and Keras each have their own
+        if getattr(error, "errno", None) in DISK_FULL:
+            error.filename = tempfile.gettempdir()  # Keras unpacks there
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise UserError(f"{path}: expected the weights that train_network.py saves, found "
+                        f"something else ({reason}); train again with --fresh") from None
+
+
+def load_info(path):
+    """The info in a weights file: the settings and sounds of its training. Raises UserError."""
+    with reading_weights(path):
+        return read_info(path)
+
+
+def load_network(path, compile=False):
+    """The network and the info in a weights file, with its optimizer if `compile`.
+
+    Raises UserError if the file is missing, damaged or not a weights file.
+    """
+    with reading_weights(path):
+        info = read_info(path)
+        network = read_network(path, info, compile)
+        if compile:
+            build_metrics(network)
+        return network, info
+
+
+# ---------------------------------------------------------------- backends and devices
 
 def use_seed(seed):
-    """Seed Keras and have TensorFlow add in one order: the same seed gives the same weights."""
+    """Seed Keras, and make TensorFlow deterministic: the same seed gives the same weights."""
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow
         tensorflow.config.experimental.enable_op_determinism()
 
 
-def state_path(weights):
-    """Where a training that has not ended keeps all that it needs to go on, beside its weights."""
-    return weights.with_name(f"{weights.stem}.unfinished.npz")
+def seed_dropout(network, seed, epoch):
+    """Seed dropout for an epoch. Keras saves no random states, so a stop would change them."""
+    for k, layer in enumerate(network.layers):
+        if isinstance(layer, layers.Dropout):
+            state = np.random.SeedSequence([seed, epoch, k]).generate_state(2)
+            layer.seed_generator.state.assign(state)
 
 
-def save_state(weights, network, info, history):
-    arrays = [keras.ops.convert_to_numpy(v) for v in network.variables + network.optimizer.variables]
-    with whole_file(state_path(weights)) as temporary, open(temporary, "wb") as file:
-        np.savez(file, *arrays, said=np.frombuffer(json.dumps([info, history]).encode(), np.uint8))
+def describe_device(network):
+    """The backend and device that a network runs on, such as "tensorflow on cpu:0"."""
+    name = keras.backend.backend()
+    if name == "torch":  # for which Keras lists no devices
+        return f"torch on {network.weights[0].value.device}"
+    return f"{name} on {keras.distribution.list_devices()[0]}"
 
 
-def load_state(weights):
-    """The info, the epochs and the variables of a training that was stopped. Raises UserError."""
-    path = state_path(weights)
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            info, history = json.loads(state["said"].tobytes())
-            info = complete(info)
-            check(info)
-            if not all(set(KEPT_OF_EPOCHS) <= row.keys() and {*map(type, row.values())} <= {int, float}
-                       for row in history):
-                raise ValueError("epochs without numbers")
-            return info, history, [state[f"arr_{k}"] for k in range(len(state.files) - 1)]
-    except Exception as error:  # a damaged archive has many ways to be wrong; pickles in it are not loaded
-        raise UserError(f"{path}: expected a training to go on with, found {error}; --fresh starts again") from None
+def choose_devices(n, batch_size):
+    """Prepare to train on n devices, or on all devices of several hosts.
 
-
-def assign(network, values):
-    """Give network and optimizer the values of their variables. Raises ValueError for others."""
-    variables = network.variables + network.optimizer.variables
-    found = [value.shape for value in values if isinstance(value, np.ndarray) and value.dtype.kind in "fiu"]
-    if [(*variable.shape,) for variable in variables] != found:
-        raise ValueError(f"{len(values)} arrays of other shapes")
-    for variable, value in zip(variables, values):
-        variable.assign(value)
-
-
-@contextlib.contextmanager
-def naming_memory(batch_size):
-    """Turn what the backends raise where memory runs out, or a spectrogram cannot be read, into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        text = f"{type(error).__name__} {error}"
-        if found := re.search(r"\w*UserError: (.+)", text):  # TensorFlow wraps what is raised where batches are built
-            raise UserError(found[1]) from None
-        if not re.search("MemoryError|resource_?exhausted|out of memory|can't allocate memory", text, re.IGNORECASE):
-            raise
-        smaller = f"--batch-size {batch_size // 2}, or " * (batch_size > 1)
-        raise UserError(f"--batch-size {batch_size}: expected network and batch to fit into memory, found no more; "
-                        f"try {smaller}fewer --filters or --layers") from None
-
-
-def new_network(spectrograms, info, start):
-    """A network for the training that info tells of: new, or grown from the weights file `start`."""
-    recipe, n_classes = info["recipe"], len(info["classes"])
-    if start is None:
-        n_frames = choose_n_frames(spectrograms[name] for name in info["train"])
-        network = build(info["network"], recipe, (spectrograms[name] for name in info["train"]), n_classes, n_frames)
-    else:
-        network, earlier = load(start)
-        if earlier["features"] != info["features"]:
-            raise UserError(f"--weights {start}: expected spectrograms made as for it, {earlier['features']}, "
-                            f"found {info['features']}; preprocess with its settings")
-        if earlier["classes"] == info["classes"]:
-            say(f"Starts from {start}, of the same classes")
-        else:
-            say(f"Starts from {start}: its body is kept, the last layer is new for these {n_classes} classes")
-            head = layers.Dense(n_classes, activation="softmax", name="head")
-            network = keras.Model(network.input, head(network.layers[-2].output))
-    compile_for(info["network"], network, recipe)
-    return network
-
-
-def devices(n, batch_size):
-    """(scope, (k, n_hosts)): within scope() a network trains on n devices, or all of n_hosts; this is host k of them.
-
-    Several hosts are told of one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
+    Returns a context manager to train in, and (k, n_hosts) for the k-th of n_hosts hosts. Hosts
+    find one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
     """
-    hosts = "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
-    if not hosts and n in (None, 1):
-        return contextlib.nullcontext, (0, 1)
-    if hosts and n:
-        raise UserError(f"--devices {n}: expected none with several hosts, whose devices are all used")
+    is_distributed = "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
+    if not is_distributed and n in (None, 1):
+        return contextlib.nullcontext(), (0, 1)
+    if is_distributed and n:
+        raise UserError(f"--devices {n}: several hosts use all their devices; leave --devices out")
     if keras.backend.backend() != "jax":
-        raise UserError(f"--devices {n or 'of several hosts'}: expected KERAS_BACKEND=jax, "
-                        f"found {keras.backend.backend()}")
-    if hosts:
+        flag = f"--devices {n}" if n else "training on several hosts"
+        raise UserError(f"{flag}: needs KERAS_BACKEND=jax, found {keras.backend.backend()}")
+    if is_distributed:
         keras.distribution.initialize()
     import jax
     found = keras.distribution.list_devices()
     if n and n > len(found):
-        raise UserError(f"--devices {n}: expected so many devices, found {len(found)}: {', '.join(found)}")
+        raise UserError(f"--devices {n}: only {len(found)} available ({', '.join(found)}); use "
+                        "fewer")
     if batch_size % len(found[:n]):
-        raise UserError(f"--batch-size {batch_size}: expected a multiple of the {len(found[:n])} devices, found none")
+        raise UserError(f"--batch-size {batch_size}: use a multiple of {len(found[:n])}, the "
+                        "number of devices")
     parallel = keras.distribution.DataParallel(devices=found[:n], auto_shard_dataset=False)
-    return parallel.scope, (jax.process_index(), jax.process_count())
+    return parallel.scope(), (jax.process_index(), jax.process_count())
 
 
-def fit_epoch(network, batches, epoch):
-    """Train for an epoch, behind a bar on a terminal. Returns loss, accuracy and clips per second."""
-    began = time.perf_counter()
-    with bar(f"epoch {epoch + 1}", len(batches), transient=True) as show:
-        watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: show(step + 1))
-        batches.begin(epoch)
-        logs = network.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False,
-                           callbacks=[watch] if sys.stdout.isatty() else []).history
-    n_clips, seconds = len(batches) * batches.recipe["batch_size"], time.perf_counter() - began
-    return {"loss": logs["loss"][0], "accuracy": logs["accuracy"][0],
-            "seconds": seconds, "clips_per_second": n_clips / seconds}
-
-
-# ---------------------------------------------------------------- the weights file and its use
-
-def save(network, info, path):
-    """Write network and info to `path`, at once or not at all: it can be read at every moment."""
-    with whole_file(path) as temporary:
-        network.save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(INFO_FILE, json.dumps(info, indent=1))
-
-
-def complete(info):
-    """Add to info what former versions did not save. They told of all that was seen, learned from or not."""
-    return {"temperature": 1, "seen": [], "unused": [], "learned": info.get("seen", [])} | info
-
-
-def check(info):
-    """Raise an error, of one kind or another, where info is not such as training saves."""
-    FeatureSettings(**info["features"])
-    lists = [info[key] for key in ("classes", "train", "validation", "test", "unused", "seen", "learned")]
-    kinds = [type(info[key]) for key in ("seed", "n_frames")], type(info.get("recipe", {}))
-    if not (kinds == ([int, int], dict) and info["network"] in BODIES and 1e-3 < info["temperature"] < 1e3
-            and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
-            and len(set(info["classes"])) == len(info["classes"]) > 1):
-        raise ValueError("what is told of the training is not what training tells")
-
-
-def load_info(path):
-    """What a weights file tells of its training. Raises errors of many kinds where it is damaged, or another's."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged")
-        info = complete(json.loads(archive.read(INFO_FILE)))
-    check(info)
-    return info
-
-
-def load_both(path):
-    """The network, of layers as ours and no others, and the info of a weights file. Raises errors of many kinds."""
-    info, kinds = load_info(path), set()
-    with zipfile.ZipFile(path) as archive:
-        json.loads(archive.read("config.json"), object_hook=lambda found: kinds.add(str(found.get("class_name"))))
-    if foreign := kinds - OURS:
-        raise ValueError(f"it holds {', '.join(sorted(foreign))}")
-    network = keras.models.load_model(path, compile=False, safe_mode=True)
-    f = FeatureSettings(**info["features"])
-    shape = (None, *[f.channels] * (f.channels > 1), f.n_mels, info["n_frames"])
-    if (network.input_shape, network.output_shape) != (shape, (None, len(info["classes"]))):
-        raise ValueError(f"a network from {network.input_shape} to {network.output_shape}")
-    return network, info
-
-
-def load(path, read=load_both):
-    """What `read` finds in a weights file. Raises UserError for a file that is missing or not one."""
-    check_weights_path(path)
+@contextlib.contextmanager
+def explain_errors(batch_size):
+    """Turn a backend's out-of-memory error, or a UserError that it wraps, into a UserError."""
     try:
-        return read(path)
-    except Exception as error:  # zip, HDF5, JSON and Keras have a kind of their own for each way to be wrong
-        if getattr(error, "errno", None) in DISK_FULL:  # Keras unpacks what it reads
-            error.filename = tempfile.gettempdir()
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__} {error}"
+        if found := re.search(r"\w*UserError: (.+)", text):  # TensorFlow wraps those of Batches
+            raise UserError(found[1]) from None
+        memory = "MemoryError|resource_?exhausted|out of memory|can't allocate memory"
+        if not re.search(memory, text, re.IGNORECASE):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise UserError(f"{path}: expected the weights that train_network.py saves, found something else "
-                        f"({reason})") from None
-
-
-def predict(network, sounds, temperature=1.0):
-    """Yield (name, class probabilities [shape=(n_classes,)]) of sounds, pairs of a name and a spectrogram.
-
-    Those of a sound of any length are the mean over its windows, calibrated. Takes sounds as they come: memory is flat.
-    """
-    windows = ((name, window) for name, s in sounds for window in windows_of(s, network.input_shape[-1]))
-    for name, scored in itertools.groupby(predict_windows(network, windows), key=lambda pair: pair[0]):
-        yield name, calibrated(np.mean([scores for _, scores in scored], axis=0, dtype=float), temperature)
-
-
-def predict_windows(network, windows, batch_size=64):
-    while batch := list(itertools.islice(windows, batch_size)):
-        names, x = zip(*batch)
-        x = np.stack(x + x[-1:] * (batch_size - len(x)))  # of one shape always: JAX compiles once
-        yield from zip(names, np.asarray(network.predict_on_batch(x)))
-
-
-def calibrated(scores, temperature):
-    """Probabilities as the temperature makes them, sharper below 1, softer above. [shape=(..., n_classes)]"""
-    return scipy.special.softmax(np.log(np.maximum(scores, 1e-12)) / temperature, axis=-1)
-
-
-def best_temperature(truth, scores):
-    """The temperature at which probabilities fit the truth best (Guo 2017). Both [shape=(n_sounds, n_classes)].
-
-    One sound more, whose class is anyone's guess, keeps a few that are all right from making it certain (Platt 1999).
-    """
-    targets = (len(truth) * truth + 1 / truth.shape[1]) / (len(truth) + 1)
-    return float(np.exp(scipy.optimize.minimize_scalar(
-        lambda t: -(targets * np.log(calibrated(scores, np.exp(t)))).sum(), bounds=(-3, 3), method="bounded").x))
+        smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
+        raise UserError(f"--batch-size {batch_size}: out of memory; try {smaller}fewer --filters "
+                        "or --layers") from None

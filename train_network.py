@@ -1,605 +1,724 @@
 """Train a network to tell the classes of sounds apart.
 
-Reads Preproc/, or where that is empty Samples/. Writes the weights, with all that is needed to use them, and to
-Results/: training_log.csv and training_curves.png. One sound in five of each class is kept for eval_network.py and
-never looked at. Stopped at any moment, the same command goes on from the last epoch.
+Reads Preproc/, or Samples/ if Preproc/ is empty. Writes the weights, with all that is needed to use
+them, and Results/training_log.csv and training_curves.png. One sound in five of each class is kept
+for eval_network.py. If training is stopped, the same command resumes it.
 
     python train_network.py
 """
-import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-import preprocess_data
 import utils
-from preprocess_data import FeatureSettings, load_settings, load_spectrogram, sound_to_spectrogram
-from utils import UserError, class_of, say
+from utils import SUBSETS, UserError, class_of, originals, say, stem_of
 
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.15  # the latter of the sounds that are not for testing
-SIDES = "train", "validation", "test"
-MIN_PROGRESS = 1e-3  # of a loss: one near zero can fall by 5 % for ever
-LOG, CURVES = "training_log.csv", "training_curves.png"
-
-
-# ---------------------------------------------------------------- where spectrograms come from: Preproc/ or Samples/
-
-class Source(NamedTuple):
-    folder: Path  # Preproc/, or Samples/
-    names: list  # of the sounds there, sorted
-    copies: dict  # those of them that are copies, each with its source
-    classes: list  # names of the class folders, sorted
-    settings: FeatureSettings
-    read: Callable  # (name, folder, settings) -> spectrogram
-    lock: contextlib.ExitStack  # while it is open, preprocessing waits
+TEST_SHARE = 0.2  # of the sounds of each class
+VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+MAX_LINES = 40  # of the table of classes
+LOG = "training_log.csv"
+CURVES = "training_curves.png"
 
 
-def find_source(samples, preproc, settings=None):
-    """`preproc`, or where it is empty, or made with other than the given settings, `samples`. Raises UserError."""
-    lock = contextlib.ExitStack()
-    waiting = f"{preproc}: preprocessing is at work there; waiting for its end"
-    lock.enter_context(utils.alone_in(preproc, waiting, shared=True))
-    kept = load_settings(preproc)
-    if kept is not None and settings in (None, kept):
-        names = utils.list_spectrograms(preproc)
-        copies = utils.find_copies(names, samples)
-        return Source(preproc, names, copies, utils.list_classes(preproc), kept, load_spectrogram, lock)
-    if kept is not None and samples == preproc:
-        raise UserError(f"{preproc}: expected spectrograms made with {settings}, found {kept}")
-    if kept is not None:
-        say(f"{preproc}: made with other settings than the weights; reading {samples} instead")
-    names, _ = utils.find_sounds(samples)
-    settings = settings or preprocess_data.choose_settings(samples, names)
-    copies = utils.find_copies(names, samples)
-    return Source(samples, names, copies, utils.list_classes(samples), settings, sound_to_spectrogram, lock)
+# ---------------------------------------------------------------- load
 
+def load_training_set(args):
+    """Find and read the spectrograms, and check that there is enough to train on.
 
-class Streamed(dict):
-    """Spectrograms by name that do not fit into memory together: each is mapped by read(name) when it is asked for."""
-
-    def __init__(self, names, read, lock):
-        super().__init__(names)
-        self.read, self.lock = read, lock
-
-    def __getitem__(self, name):
-        return self.read(name)
-
-
-def half_of_memory():
-    """Half of the memory that this process may use, in bytes."""
-    limit = 2**33  # where it cannot be known
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # a container's
-    return limit // 2
-
-
-def read_spectrograms(source, names, memory=None):
-    """Read or compute the spectrograms of `names`. [shape=(n_mels, n_frames), float32, dB]
-
-    Returns a mapping from name to spectrogram in the order of names, and how many could not be read. Where the files
-    hold more than `memory` bytes, each is read once now to find the bad ones. After that each is memory-mapped when it
-    is asked for, so that only the frames that a window shows are read.
+    Returns a Source, a mapping from name to spectrogram, and how many could not be read.
+    Raises UserError.
     """
-    read = partial(source.read, folder=source.folder, settings=source.settings)
-    files = [f"{source.folder}/{name}.npy" for name in names if source.read is load_spectrogram]
-    n_bytes = sum(map(os.path.getsize, filter(os.path.isfile, files)))
-    held = n_bytes <= (memory or half_of_memory())
-    found, errors = utils.for_each(read if held else lambda name: read(name).shape, names, f"Reading {source.folder}",
-                                   source.folder, jobs=0 if files else None)
-    if held:
-        source.lock.close()
-    say(f"{source.folder}: {len(found)} spectrograms, {source.settings}"
-        + ("" if held else f"; {n_bytes / 1e9:.1f} GB do not fit into memory and are memory-mapped"))
-    if not held:
-        read = partial(preprocess_data.map_spectrogram, folder=source.folder, settings=source.settings)
-        found = Streamed(found, read, source.lock)
-    return found, utils.name_skipped(errors)
+    message = f"{args.preproc}: preprocessing is at work there; waiting for its end"
+    began = time.perf_counter()
+    with utils.folder_lock(args.preproc, message, shared=True):
+        source = utils.find_source(args.samples, args.preproc)
+        note_other_sounds(source, args.samples)
+        check_classes(source.names, source)
+        memory = args.memory and args.memory * 1e9
+        spectrograms, n_bad = utils.read_spectrograms(source, source.names, memory)
+    check_classes(spectrograms, source)  # again, for some may be unreadable
+    if source.folder == args.samples:
+        seconds = time.perf_counter() - began
+        following = utils.command("preprocess_data.py", samples=args.samples, preproc=args.preproc)
+        say(f"Computed in {seconds:.1f} s; to keep them, run {following}")
+    return source, spectrograms, n_bad
 
 
-# ---------------------------------------------------------------- the split
+def note_other_sounds(source, samples):
+    """Print how many sounds in `samples` are not in the source.
 
-def group_of(name, groups=None, copies=None):
-    """What must stay on one side of a split: sounds whose paths below the class folder share the part that matches.
+    Raises UserError for a class folder without a sound that can be read.
+    """
+    if source.folder == samples or not samples.is_dir():
+        return
+    sounds = {name for name in utils.list_files(samples) if utils.is_sound(name)}
+    known = {class_of(name) for name in sounds.union(source.names)}
+    for name in utils.list_classes(samples):
+        if name not in known:
+            raise UserError(f"{samples}/{name}: no sounds there; add at least 2, or remove the "
+                            "folder")
+    skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
+    new = sounds.difference(source.names)
+    if new:
+        say(f"{samples}: {len(new)} of its sounds are not in {source.folder}; if they are new, "
+            "preprocess_data.py adds them")
+    for name in sorted({class_of(sound) for sound in new}.difference(source.classes)):
+        if all(sound in skipped for sound in new if class_of(sound) == name):
+            raise UserError(f"{samples}/{name}: none of its sounds can be read; replace them, or "
+                            "remove the folder")
+        say(f"{source.folder}: has no class {name}")
 
-    The part is the first capture group of the expression `groups`, or the whole match. Else the group is the sound
-    with its copies, and with other formats of it: "x.wav" and "x.mp3" are one recording.
+
+def check_classes(names, source):
+    """Raise UserError unless there are two classes or more, each with at least two originals."""
+    folder = source.folder
+    if len(source.classes) < 2:
+        raise UserError(f"{folder}: expected at least 2 classes (folders), found "
+                        f"{len(source.classes)}: {', '.join(source.classes)}; add a folder of "
+                        "sounds for each class")
+    counts = count_recordings(names, source.copies)
+    small = [name for name in source.classes if counts[name] < 2]
+    if small:
+        n_copies = sum(name in source.copies and class_of(name) == small[0] for name in names)
+        others = f"; also too few in {', '.join(small[1:11])}" if small[1:] else ""
+        raise UserError(f"{folder}/{small[0]}: expected at least 2 sounds, found "
+                        f"{counts[small[0]]} and {n_copies} copies (_augN){others}; add sounds, or "
+                        "remove the folder")
+
+
+def count_recordings(names, copies):
+    """Count the sounds of each class, without copies; a sound in two formats counts once."""
+    stems = {stem_of(name) for name in names if name not in copies}
+    return Counter(class_of(stem) for stem in stems)
+
+
+# ---------------------------------------------------------------- split
+
+def find_group(name, groups=None, copies=None):
+    """The group of a sound: sounds of one group stay in one subset.
+
+    groups: regular expression. The group is its first capture group in the path below the class
+    folder, or else the whole match. Without a match the group is the sound with its copies and
+    its other formats: "x.wav" and "x.mp3" are one recording.
     """
     source = (copies or {}).get(name, name)
     path = source.split("/", 1)[1]
     match = groups and groups.search(path)
     if not match:
-        return utils.stem_of(source)
+        return stem_of(source)
     part = 1 if groups.groups and match[1] is not None else 0
-    return match[part] if match.end(part) < len(path) else utils.stem_of(match[part])  # the format does not count
+    is_at_end = match.end(part) == len(path)
+    return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
 
 
-def hold_out(groups, copies, share, seed):
-    """Choose about `share` of each class, whole groups of sounds, in an order that only their names decide.
+def split_sounds(names, seed, test=None, groups=None, copies=None):
+    """Split sounds into 68 % for training, 12 % for validation and 20 % for testing.
 
-    groups: dict from each sound to its group. An order by hash, not by shuffle: a sound that is added moves few
-    others. A group is taken if that reduces the total deviation from the share of each class, and leaves each class an
-    original. Returns the names, copies included.
-    """
-    members = {}
-    for name, group in groups.items():
-        members.setdefault(group, []).append(name)
-    left = count_recordings(groups, copies)
-    room = {c: min(max(1, round(share * n)), n - 1) for c, n in left.items()}  # wanted and not yet held out
-    held_out, spare = set(), []
-    for group in sorted(members, key=lambda group: hashlib.sha256(os.fsencode(f"{seed}/{group}")).digest()):
-        counts = count_recordings(members[group], copies)
-        if not counts or any(n >= left[c] for c, n in counts.items()):
-            continue
-        if sum(abs(room[c]) - abs(room[c] - n) for c, n in counts.items()) > 0:
-            held_out.update(members[group])
-            room.update({c: room[c] - n for c, n in counts.items()})
-            left.subtract(counts)
-        else:
-            spare.append(group)
-    return held_out or set(members[spare[0]] if spare else ())  # of few large groups one is too much, none too little
-
-
-def count_recordings(names, copies):
-    """How many sounds of each class there are, without copies; one in two formats counts once. Returns a Counter."""
-    return Counter(map(class_of, {utils.stem_of(name) for name in names if name not in copies}))
-
-
-def split(names, seed, test=None, groups=None, copies=None):
-    """Split sounds into training, validation and test: 68, 12 and 20 in 100 of each class.
-
-    test: regular expression; the sounds whose name it matches are the test set instead.
-    groups: regular expression; sounds that share the part of their path that it matches, such as a
-    speaker, stay on one side, as a sound and its copies always do.
-    copies: dict from the copies among them to their sources; by default those whose source is among them.
-    Returns three sorted lists of names, copies of sounds in the last two left out: only training uses them.
-    Raises UserError for a `test` that matches nothing, or that leaves a class without a training sound.
+    test: regular expression; the sounds whose name it matches are the test sounds instead.
+    groups: regular expression, see find_group. copies: dict from each copy to its source.
+    Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation
+    and test sounds are left out. Raises UserError if `test` or `groups` leaves a subset empty.
     """
     copies = utils.find_copies(names) if copies is None else copies
-    group = {name: group_of(name, groups, copies) for name in names}
-    check_groups(group, groups, copies)
+    group = {name: find_group(name, groups, copies) for name in names}
+    if groups:
+        check_groups(group, groups, copies)
     if test:
-        matched = {group[name] for name in names if test.search(copies.get(name, name))}
-        held_out = {name for name in names if group[name] in matched}
+        held_out = match_groups(group, test, copies)
     else:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
-    rest = [name for name in names if name not in held_out]
-    if test and not held_out:
-        raise UserError(f"--test {test.pattern}: expected to match names such as {names[0]}, found none that it does")
-    if bare := sorted(set(map(class_of, names)) - set(map(class_of, rest))):
-        raise UserError(f"--test {test.pattern}: expected a sound left to train on in every class, "
-                        f"found none in {', '.join(bare)}")
-    validation = hold_out({name: group[name] for name in rest}, copies, VALIDATION_SHARE, f"{seed} validation")
-    return sorted(set(rest) - validation), originals(validation, copies), originals(held_out, copies)
+    rest = {name: group[name] for name in names if name not in held_out}
+    validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
+    return {"train": sorted(set(rest) - validation), "validation": originals(validation, copies),
+            "test": originals(held_out, copies)}
+
+
+def match_groups(group, test, copies):
+    """The sounds whose group has a sound that `test` matches. Raises UserError for none or all."""
+    matched = {group[name] for name in group if test.search(copies.get(name, name))}
+    if not matched:
+        raise UserError(f"--test {test.pattern}: matches no sound; use a pattern that matches "
+                        f"names such as {next(iter(group))}")
+    held_out = {name for name in group if group[name] in matched}
+    left = {class_of(name) for name in group if name not in held_out}
+    if bare := {class_of(name) for name in held_out} - left:
+        raise UserError(f"--test {test.pattern}: leaves no sound to train on in "
+                        f"{', '.join(sorted(bare))}; use a pattern that matches fewer")
+    return held_out
+
+
+def hold_out(group, copies, share, salt):
+    """Choose about `share` of each class, in whole groups. Returns a set of names.
+
+    group: dict from each sound to its group. The groups are ordered by a hash of their names, so
+    that a new sound moves few others. A group is taken if that brings the classes closer to the
+    share, and leaves at least one recording in each class.
+    """
+    members = {}
+    for name, key in group.items():
+        members.setdefault(key, []).append(name)
+    left = count_recordings(group, copies)
+    wanted = {name: min(max(1, round(share * n)), n - 1) for name, n in left.items()}
+    held_out = set()
+    spare = []  # groups that are too large
+    for key in sorted(members, key=lambda key: hash_text(f"{salt}/{key}")):
+        counts = count_recordings(members[key], copies)
+        if not counts or any(n >= left[name] for name, n in counts.items()):
+            continue
+        gain = sum(abs(wanted[name]) - abs(wanted[name] - n) for name, n in counts.items())
+        if gain <= 0:
+            spare.append(key)
+            continue
+        held_out.update(members[key])
+        for name, n in counts.items():
+            wanted[name] -= n
+            left[name] -= n
+    if not held_out and spare:  # too large a group is better than no sounds
+        return set(members[spare[0]])
+    return held_out
+
+
+def hash_text(text):
+    """The SHA-256 hash of a text."""
+    return hashlib.sha256(os.fsencode(text)).digest()
 
 
 def check_groups(group, groups, copies):
-    """Raise UserError where the expression `groups` matches nothing, or leaves a class of one group."""
-    if not groups:
-        return
-    if all(group[name] == group_of(name, None, copies) for name in group):
-        raise UserError(f"--groups {groups.pattern}: no path below a class folder matches, "
-                        f"not even {next(iter(group)).split('/', 1)[1]}")
+    """Raise UserError where `groups` matches nothing, or a class has one group only."""
+    if all(group[name] == find_group(name, None, copies) for name in group):
+        path = next(iter(group)).split("/", 1)[1]
+        raise UserError(f"--groups {groups.pattern}: matches no path below a class folder; use a "
+                        f"pattern that matches paths such as {path}")
     pairs = {(class_of(name), group[name]) for name in group if name not in copies}
-    n_groups = Counter(class_name for class_name, _ in pairs)
-    if lonely := sorted(class_name for class_name, n in n_groups.items() if n < 2):
-        raise UserError(f"--groups {groups.pattern}: expected two groups or more in every class, one to train on and "
-                        f"one to test, found one in {', '.join(lonely)}")
-
-
-def originals(names, copies):
-    """Sorted names of the sounds that are no copies."""
-    return sorted(name for name in names if name not in copies)
-
-
-def leave_out_twins(sides, spectrograms):
-    """Leave out of a split what is identical to a sound of another side: a file under two names.
-
-    Held-out sounds stay, and their twins are not trained on. Where a class would lose all its training sounds, its
-    twins that are held out go instead. What earlier training has seen is not held out in any case. Returns the sides.
-    Raises UserError where no test sound is left.
-    """
-    keys = content_keys(spectrograms)
-    seen, learned = ({keys[name] for name in sides.get(key, ()) if name in keys} for key in ("seen", "learned"))
-    test = without(sides["test"], keys, seen)
-    validation = without(sides["validation"], keys, learned | {keys[name] for name in test})
-    train = without(sides["train"], keys, {keys[name] for name in test + validation})
-    if bare := set(map(class_of, sides["train"])) - set(map(class_of, train)):
-        train = sorted({*train, *(name for name in sides["train"] if class_of(name) in bare)})
-        trained = {keys[name] for name in train}
-        test, validation = (without(names, keys, trained) for names in (test, validation))
-    found = {"train": train, "validation": validation, "test": test}
-    twins = sorted(name for side in SIDES for name in set(sides[side]) - set(found[side]))
-    if twins:
-        sounds = f"{len(twins)} sound" + ("s" if len(twins) > 1 else "")
-        say(f"Left out {sounds}, such as {twins[0]}: identical to a sound on another side of the split")
-    if sides["test"] and not test:
-        raise UserError("no test sounds are left, because they are identical to training sounds; add other recordings")
-    return sides | found
-
-
-def without(names, keys, others):
-    """The names whose keys are not among others."""
-    return [name for name in names if keys[name] not in others]
-
-
-def content_keys(spectrograms):
-    """A key for each sound, the same for identical spectrograms alone.
-
-    Their middle frames tell most apart. The others are read whole.
-    """
-    keys = {}
-    for name in spectrograms:
-        spectrogram = spectrograms[name]
-        middle = spectrogram[..., spectrogram.shape[-1] // 2]
-        keys[name] = spectrogram.shape, middle.tobytes()
-    counts = Counter(keys.values())
-    for name in [name for name, key in keys.items() if counts[key] > 1]:
-        keys[name] = hashlib.sha256(np.ascontiguousarray(spectrograms[name])).digest()
-    return keys
+    counts = Counter(name for name, _ in pairs)
+    if lonely := sorted(name for name, n in counts.items() if n < 2):
+        raise UserError(f"--groups {groups.pattern}: expected at least 2 groups in every class, "
+                        f"to train and to test on, found 1 in {', '.join(lonely)}; use another "
+                        "pattern")
 
 
 def suggest_groups(names):
-    """Suggest a --groups for originals whose paths share a part, such as a kit or a speaker; None where none do.
+    """Suggest a --groups for originals whose names share a part, such as a kit or a speaker.
 
-    Such a part takes several values in each class, and several sounds have each. The last part of a file name is
-    taken for a running number. The part with the most values is suggested.
+    The last part of a file name is taken for a running number. Returns the pattern of the part
+    with the most values, or None.
     """
-    suggested, most = None, 1
+    suggested = None
+    most = 1
     for separator in "/-_ ":
         for position in range(4):
             skipped = f"[^{separator}]+{separator}" * position
             pattern = f"^{skipped}([^{separator}]+){separator}"
             n_values = count_groups(names, re.compile(pattern))
             if n_values > most:
-                suggested, most = pattern, n_values
+                suggested = pattern
+                most = n_values
     return suggested
 
 
 def count_groups(names, pattern):
-    """Count the values of a pattern that may be groups: most sounds match, and several share each value. Else 0.
+    """Count the values of a pattern, or 0 if they are no groups.
 
-    Numbers that do not come again within a class are running numbers.
+    They are groups if most sounds match, several sounds share a value, and each class has at least
+    two values. Numbers that do not repeat within a class are running numbers.
     """
-    values = {name: match[1] for name in names if (match := pattern.search(name.split("/", 1)[1]))}
+    values = {}
+    for name in names:
+        if match := pattern.search(name.split("/", 1)[1]):
+            values[name] = match[1]
     pairs = {(class_of(name), value) for name, value in values.items()}
-    n_values, n_of_class = len(set(values.values())), Counter(class_name for class_name, _ in pairs)
-    n_shared = len(pairs) if all(map(str.isdecimal, values.values())) else n_values
-    if len(values) < 0.9 * len(names) or len(values) < 1.5 * n_shared or min(n_of_class.values(), default=0) < 2:
+    n_of_class = Counter(name for name, _ in pairs)
+    n_values = len(set(values.values()))
+    are_numbers = all(value.isdecimal() for value in values.values())
+    n_shared = len(pairs) if are_numbers else n_values
+    is_rare = len(values) < 0.9 * len(names) or len(values) < 1.5 * n_shared
+    if is_rare or min(n_of_class.values(), default=0) < 2:
         return 0
     return n_values
 
 
-def check_classes(names, classes, folder, copies):
-    """Raise UserError unless there are two classes, each with two sounds that are no copies."""
-    if len(classes) < 2:
-        raise UserError(f"{folder}: expected at least 2 classes (folders), found {len(classes)}: {', '.join(classes)}")
-    counts = count_recordings(names, copies)
-    n_copies = Counter(map(class_of, names)) - Counter(map(class_of, originals(names, copies)))
-    if small := [name for name in classes if counts[name] < 2]:
-        name, others = small[0], ", ".join(small[1:11]) + f" and {len(small) - 11} more" * (len(small) > 11)
-        raise UserError(f"{folder}/{name}: expected at least 2 sounds, found {counts[name]} and "
-                        f"{n_copies[name]} copies (_augN)"
-                        + f"; too few in {others} too" * bool(others))
+def leave_out_seen(split, earlier, groups, copies):
+    """Keep sounds that an earlier training used out of the validation and test subsets.
 
-
-# ---------------------------------------------------------------- how long, at which rate, and which epoch is best
-
-def plan(history, recipe):
-    """The epoch from which the learning rate falls and the one before which training ends, as known by now.
-
-    The rate is held while there is progress: a validation loss 5 % and MIN_PROGRESS below the best so far or, with
-    annealing to come, such a training loss; a small set's validation is often unlucky for many epochs. After `patience`
-    epochs without, the rate falls for a third as long as it was held; at the latest it falls in time to end with the
-    last epoch allowed. Without `anneal` the rate stays, and training stops there.
+    A sound or group that it used is not tested. One that it learned from is not used for
+    validation either, but trained on. Returns the split, with the "seen" and "learned" sounds.
     """
-    epochs, best, last_progress = recipe["epochs"], {}, 1
-    latest = epochs - math.ceil(epochs / 3)
-    for epoch, row in enumerate(history, 1):
-        for key in ("val_loss", "loss") if recipe["anneal"] or "val_loss" not in row else ("val_loss",):
-            former = best.get(key, math.inf)
-            if row.get(key, math.inf) < min(0.95 * former, former - MIN_PROGRESS):
-                best[key], last_progress = row[key], epoch
-        if epoch - last_progress >= recipe["patience"] and epoch < latest:
-            return epoch, min(epochs, epoch + max(5, epoch // 3)) if recipe["anneal"] else epoch
-    return latest, epochs
+    learned = {*earlier["train"], *earlier["learned"]}
+    seen = {*learned, *earlier["validation"], *earlier["seen"]}
+    seen_groups = {find_group(name, groups, copies) for name in seen}
+    learned_groups = {find_group(name, groups, copies) for name in learned}
+    test = [name for name in split["test"]
+            if find_group(name, groups, copies) not in seen_groups]
+    validation = [name for name in split["validation"]
+                  if find_group(name, groups, copies) not in learned_groups]
+    n_test = len(split["test"]) - len(test)
+    n_validation = len(split["validation"]) - len(validation)
+    if n_test:
+        say(f"{n_test} of {len(split['test'])} test sounds are left out: the earlier training "
+            "learned from them")
+    if n_validation:
+        say(f"{n_validation} of {len(split['validation'])} validation sounds are trained on: the "
+            "earlier training learned from them")
+    train = sorted({*split["train"], *split["validation"]} - set(validation))
+    return {"train": train, "validation": validation, "test": test, "seen": sorted(seen),
+            "learned": sorted(learned)}
 
 
-def rate_of(history, recipe):
-    """The learning rate of the next epoch: a gentle start, held, then a straight fall to zero."""
-    epoch, (first, end) = len(history), plan(history, recipe)
-    if not recipe["anneal"]:
-        return recipe["learning_rate"]
-    falling = 1 - (epoch - first + 0.5) / (end - first) if epoch >= first else 1
-    return recipe["learning_rate"] * (0.25 if epoch == 0 else falling)
+def leave_out_twins(split, spectrograms):
+    """Leave out of a split each sound that is identical to one of another subset.
 
-
-def chosen(history, recipe):
-    """Which epoch's weights are kept: by the lowest validation loss, but late rather than lucky.
-
-    Once the rate falls, only epochs since then compete, and the last wins whose loss is within two standard errors of
-    the lowest: validation cannot tell these apart. A set too small for validation is judged by the training loss.
+    The twins of held-out sounds are not trained on. If a class would lose all its training
+    sounds, its held-out twins go instead. Raises UserError if no test sound is left.
     """
-    losses = np.array([row.get("val_loss", row["loss"]) for row in history])
-    first = plan(history, recipe)[0]
-    if not recipe["anneal"] or first >= len(history):
-        return int(losses.argmin())
-    best = first + losses[first:].argmin()
-    return int(np.flatnonzero(losses <= losses[best] + 2 * history[best].get("val_error", 0)).max())
+    keys = hash_contents(spectrograms)
+    seen = {keys.get(name) for name in split["seen"]}
+    learned = {keys.get(name) for name in split["learned"]}
+    test = [name for name in split["test"] if keys[name] not in seen]
+    kept = learned | {keys[name] for name in test}
+    validation = [name for name in split["validation"] if keys[name] not in kept]
+    held_out = {keys[name] for name in test + validation}
+    train = [name for name in split["train"] if keys[name] not in held_out]
+    bare = {class_of(name) for name in split["train"]} - {class_of(name) for name in train}
+    if bare:
+        train = [name for name in split["train"] if name in train or class_of(name) in bare]
+        trained = {keys[name] for name in train}
+        test = [name for name in test if keys[name] not in trained]
+        validation = [name for name in validation if keys[name] not in trained]
+    found = {"train": train, "validation": validation, "test": test}
+    note_twins(split, found)
+    return split | found
 
 
-# ---------------------------------------------------------------- training, epoch by epoch
+def note_twins(split, found):
+    """Print how many sounds were left out. Raises UserError if no test sound is left."""
+    twins = sorted(name for subset in SUBSETS for name in set(split[subset]) - set(found[subset]))
+    if twins:
+        sounds = "1 sound" if len(twins) == 1 else f"{len(twins)} sounds"
+        say(f"Left out {sounds}, such as {twins[0]}: identical to a sound in another subset")
+    if split["test"] and not found["test"]:
+        raise UserError("no test sounds are left, because they are identical to training sounds; "
+                        "add other recordings")
 
-def train(spectrograms, info, args):
-    """Train a network on info["train"], choose its weights by info["validation"], save them with info.
 
-    Goes on where a training of the same info was stopped. Raises UserError; what is saved is whole at every moment.
+def hash_contents(spectrograms):
+    """A key for each sound; identical spectrograms, and no others, share it.
+
+    The middle frames tell most of them apart. Only the others are read whole.
     """
-    import eval_network  # not above: it imports this module
+    keys = {}
+    for name, spectrogram in spectrograms.items():
+        middle = spectrogram[..., spectrogram.shape[-1] // 2]
+        keys[name] = (spectrogram.shape, middle.tobytes())
+    counts = Counter(keys.values())
+    for name, key in keys.items():
+        if counts[key] > 1:
+            whole = np.ascontiguousarray(spectrograms[name])
+            keys[name] = hashlib.sha256(whole).digest()
+    return keys
+
+
+def choose_subsets(source, spectrograms, args, earlier=None):
+    """Split the sounds as the flags say, and print what is left out.
+
+    earlier: info of the training that this one starts from. Returns a dict with "train",
+    "validation", "test", "unused", "seen" and "learned".
+    """
+    copies = source.copies
+    names = list(spectrograms)
+    split = split_sounds(names, args.seed, args.test, args.groups, copies)
+    note_groups(names, args, copies)
+    n_unused = len(names) - sum(len(some) for some in split.values())
+    if n_unused:
+        say(f"{n_unused} copies of validation and test sounds stay unused")
+    if earlier:
+        split = leave_out_seen(split, earlier, args.groups, copies)
+    else:
+        split |= {"seen": [], "learned": []}
+    split = leave_out_twins(split, spectrograms)
+    used = {name for subset in SUBSETS for name in split[subset]}
+    return split | {"unused": sorted(set(names) - used)}
+
+
+def note_groups(names, args, copies):
+    """Print how many names --groups does not match, or suggest a --groups if none is given."""
+    if args.groups:
+        loose = [name for name in names
+                 if find_group(name, args.groups, copies) == find_group(name, None, copies)]
+        if loose:
+            say(f"--groups does not match {len(loose)} names, such as {loose[0]}: each is a group "
+                "of its own")
+    elif not args.test:
+        sounds = originals(names, copies)
+        pattern = suggest_groups(sounds)
+        if pattern:
+            part = re.match(pattern, sounds[0].split("/", 1)[1])
+            example = f", such as {part[1]}" if part else ""
+            flag = shlex.join(["--groups", pattern])
+            say(f"File names share parts{example}. If each is a speaker, kit or recording, this "
+                f"split is too easy; {flag} keeps each in one subset")
+
+
+# ---------------------------------------------------------------- continue, or start again
+
+def checkpoint_path(weights):
+    """The path of the checkpoint of an unfinished training, beside its weights."""
+    return weights.with_name(f"{weights.stem}.unfinished.keras")
+
+
+def load_checkpoint(path, info):
+    """The network and the info of a stopped training. Raises UserError for another training."""
     import models
-    recipe, began = info["recipe"], time.monotonic()
-    scope, (host, n_hosts) = models.devices(args.devices, recipe["batch_size"])
+    earlier = models.load_info(path)
+    check_same_training(path, earlier, info)
+    say(f"Continues after epoch {len(earlier['history'])} of a training run that was stopped")
+    return models.load_network(path, compile=True)
+
+
+def check_same_training(path, earlier, info):
+    """Raise UserError unless the training saved in `path` is the one that `info` describes."""
+    if changes := describe_changes(earlier, info):
+        raise UserError(f"{path}: {changes}; use --fresh to train again, or another --save and "
+                        "--results to keep both")
+
+
+def describe_changes(earlier, info):
+    """Describe in words how two training runs differ; "" if they do not."""
+    subsets = (*SUBSETS, "unused")
+    old = {name for subset in subsets for name in earlier[subset]}
+    new = {name for subset in subsets for name in info[subset]}
+    if old != new:
+        return f"{len(new - old)} sounds were added and {len(old - new)} removed since training"
+    before = {**earlier, **earlier["features"], **earlier["hyperparameters"]}
+    now = {**info, **info["features"], **info["hyperparameters"]}
+    texts = []
+    for key, value in now.items():
+        if isinstance(value, (int, float)) and value != before.get(key):
+            texts.append(f"{key} ({before.get(key)}, now {value})")
+        elif not isinstance(value, dict) and key not in subsets and value != before.get(key):
+            texts.append(key)
+    if not texts and any(earlier[subset] != info[subset] for subset in SUBSETS):
+        texts.append("split")
+    return f"comes from a training run with another {', '.join(texts)}" if texts else ""
+
+
+# ---------------------------------------------------------------- build
+
+def prepare_network(spectrograms, info, args):
+    """The network to train: continued, grown from --weights, or new. Returns it with its info."""
+    import models
+    path = checkpoint_path(args.save)
+    if path.exists() and not args.fresh:
+        return load_checkpoint(path, info)
+    network = build_or_extend(spectrograms, info, args.weights)
+    n_steps = info["epochs"] * models.count_steps(
+        len(info["train"]), info["hyperparameters"]["batch_size"])
+    models.compile_network(network, info["network"], info["hyperparameters"], n_steps)
+    return network, info | {"n_frames": network.input_shape[-1], "history": [], "temperature": 1.0}
+
+
+def build_or_extend(spectrograms, info, weights):
+    """A new network, or that of the file `weights`, for the classes of info. Raises UserError."""
+    import models
+    if weights is None:
+        n_frames = models.choose_n_frames(spectrograms[name] for name in info["train"])
+        sounds = (spectrograms[name] for name in info["train"])
+        return models.build_network(info["network"], info["hyperparameters"], sounds,
+                                    len(info["classes"]), n_frames)
+    network, earlier = models.load_network(weights)
+    if earlier["features"] != info["features"]:
+        raise UserError(f"--weights {weights}: expected spectrograms made with "
+                        f"{earlier['features']}, found {info['features']}; preprocess with the "
+                        "settings of the weights")
+    if earlier["classes"] == info["classes"]:
+        say(f"Starts from {weights}, which has the same classes")
+        return network
+    say(f"Starts from {weights}; the last layer is new for these {len(info['classes'])} classes")
+    return models.extend_network(network, len(info["classes"]))
+
+
+def print_training(info, network, device):
+    """Print the sounds of each class in each subset, the network and the hyperparameters."""
+    counts = {subset: Counter(class_of(name) for name in info[subset]) for subset in SUBSETS}
+    width = max(len(name) for name in ("Class", *info["classes"]))
+    say(f"{'Class':{width}}" + "".join(f"{subset:>12}" for subset in SUBSETS))
+    for name in info["classes"][:MAX_LINES]:
+        say(f"{name:{width}}" + "".join(f"{counts[subset][name]:>12}" for subset in SUBSETS))
+    if len(info["classes"]) > MAX_LINES:
+        say("...")
+    say(f"{'all':{width}}" + "".join(f"{counts[subset].total():>12}" for subset in SUBSETS))
+    note_empty_subsets(info, counts)
+    seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
+    say(f"Network: {info['network']}, {network.count_params()} weights, window "
+        f"{info['n_frames']} frames ({seconds:.2f} s), {device}")
+    values = info["hyperparameters"] | {"epochs": info["epochs"]}
+    say("Hyperparameters: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+
+
+def note_empty_subsets(info, counts):
+    """Print which subsets, or classes in them, have no sound, and what follows from it."""
+    if not info["validation"]:
+        say("No validation sounds: probabilities are not calibrated")
+    if not info["test"]:
+        say("No test sounds: evaluation needs another folder, --data")
+    for subset in SUBSETS:
+        bare = [name for name in info["classes"] if not counts[subset][name]]
+        if bare and info[subset]:
+            say(f"No {subset} sound in {', '.join(bare)}; another --seed splits differently")
+
+
+# ---------------------------------------------------------------- fit
+
+def train_network(spectrograms, info, args):
+    """Train on info["train"], and save the network with all that is needed to use it.
+
+    Continues a stopped training run that has the same info. Raises UserError.
+    """
+    import models
+    began = time.monotonic()
+    scope, host = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
     models.use_seed(info["seed"])
-    with scope():
-        network = models.new_network(spectrograms, info, args.weights)
-    info = info | {"n_frames": network.input_shape[-1]}
-    batches = models.Batches(spectrograms, info, models.band_means(network), (host, n_hosts))
-    history = resume(network, info, args)
-    board = models.tensorboard(args.tensorboard, network) if args.tensorboard and host == 0 else None
-    if host == 0:
-        for folder in {args.save.parent, args.results}:
-            utils.sweep(folder)
-        eval_network.describe(info, network.count_params(), models.backend_and_device(network))
-        models.save_state(args.save, network, info, history)
-    while len(history) < plan(history, recipe)[1]:
-        try:
-            with scope():
-                history.append(train_epoch(network, batches, spectrograms, info, history))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"in epoch {len(history) + 1}") from None
-        if not np.isfinite([history[-1][key] for key in ("loss", "val_loss") if key in history[-1]]).all():
-            raise UserError(f"{args.save}: expected a finite loss, found none; take a lower --learning-rate")
-        if host == 0:
-            keep(network, info, history, args)
-        if board:
-            board.on_epoch_end(len(history) - 1, history[-1])
-    if host == 0:  # again, where a kill after the last epoch left it undone
-        finish(history, info, args)
+    with scope:
+        network, info = prepare_network(spectrograms, info, args)
+        batches = models.Batches(spectrograms, info, models.band_means(network), host)
+        is_first = host[0] == 0
+        if is_first:
+            print_training(info, network, models.describe_device(network))
+            for folder in {args.save.parent, args.results}:
+                utils.make_writable(folder)
+                utils.remove_temporary(folder)
+        fit_network(network, batches, spectrograms, info, args, is_first)
+    if is_first:
+        finish_training(network, info, args)
         say(f"Training took {time.monotonic() - began:.0f} s")
 
 
-def train_epoch(network, batches, spectrograms, info, history):
-    """Train for the epoch after those of history, and validate. Returns its scores, a row of the training log."""
-    import eval_network
+def fit_network(network, batches, spectrograms, info, args, is_first):
+    """Call network.fit; after each epoch validate, and save a checkpoint on the first host."""
+    import keras
+
     import models
-    rate = network.optimizer.learning_rate = rate_of(history, info["recipe"])
-    row = {"epoch": len(history) + 1, "learning_rate": rate} | models.fit_epoch(network, batches, len(history))
-    return row | eval_network.validate(network, spectrograms, info)
+    began = time.perf_counter()  # of the epoch
+
+    def begin_epoch(epoch, logs):
+        nonlocal began
+        began = time.perf_counter()
+        batches.start_epoch(epoch)
+        models.seed_dropout(network, info["seed"], epoch)
+
+    def end_epoch(epoch, logs):
+        seconds = time.perf_counter() - began
+        logs.update(validate_network(network, spectrograms, info))
+        add_epoch(network, batches, info, logs, seconds)
+        if is_first:
+            save_checkpoint(network, info, args)
+
+    n_done = len(info["history"])
+    n_left = (info["epochs"] - n_done) * len(batches)
+    with utils.progress_bar("Training", n_left, transient=True) as move_bar:
+        def end_batch(batch, logs):
+            n_epochs = len(info["history"]) - n_done
+            move_bar(n_epochs * len(batches) + batch + 1, f"epoch {n_done + n_epochs + 1}")
+
+        callbacks = [keras.callbacks.LambdaCallback(
+            on_epoch_begin=begin_epoch, on_epoch_end=end_epoch, on_train_batch_end=end_batch)]
+        if args.tensorboard and is_first:
+            callbacks.append(keras.callbacks.TensorBoard(args.tensorboard, write_graph=False))
+        network.fit(batches, initial_epoch=n_done, epochs=info["epochs"], verbose=0,
+                    shuffle=False, callbacks=callbacks)
 
 
-def finish(history, info, args):
-    """Draw the curves of a training that has ended, remove its state, and say which epoch is kept, and why."""
-    import eval_network
+def validate_network(network, spectrograms, info):
+    """Score whole validation sounds. Returns loss, accuracy and temperature; {} without sounds."""
     import models
-    best = chosen(history, info["recipe"])
-    eval_network.plot_curves(args.results / CURVES, history, best + 1)
-    models.state_path(args.save).unlink(missing_ok=True)
-    say(f"{args.save}: holds epoch {best + 1}, {eval_network.scores_of(history[best])}")
-    lowest = min(range(len(history)), key=lambda epoch: history[epoch].get("val_loss", history[epoch]["loss"]))
-    if lowest != best:
-        say(f"Epoch {lowest + 1} had a lower loss, perhaps by chance. Among the epochs since the learning rate fell, "
-            "the last one within two standard errors of the lowest loss is kept")
+    if not info["validation"]:
+        return {}
+    sounds = ((name, spectrograms[name]) for name in info["validation"])
+    probabilities = np.stack([row for _, row in models.predict_sounds(network, sounds)])
+    labels = models.one_hot(info["validation"], info["classes"])  # (n_sounds, n_classes)
+    losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
+    is_right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
+    return {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
+            "temperature": models.fit_temperature(labels, probabilities)}
 
 
-def resume(network, info, args):
-    """Bring network to where the training was that was stopped; its epochs. Raises UserError for another training."""
+def add_epoch(network, batches, info, logs, seconds):
+    """Add an epoch to info["history"]. Raises UserError for a loss that is not finite."""
+    if not np.isfinite([logs["loss"], logs.get("val_loss", 0)]).all():
+        raise UserError("the loss is not finite; lower --learning-rate")
+    n_windows = len(batches) * info["hyperparameters"]["batch_size"]
+    scores = {key: float(value) for key, value in logs.items()}
+    info["history"].append({
+        "epoch": len(info["history"]) + 1, **scores,
+        "learning_rate": float(network.optimizer.learning_rate),
+        "seconds": seconds, "windows_per_second": n_windows / seconds})
+    info["temperature"] = logs.get("temperature", 1.0)
+
+
+def save_checkpoint(network, info, args):
+    """Save an unfinished training, its log and its curves, and print its last epoch."""
     import models
-    if args.fresh or not models.state_path(args.save).exists():
-        return []
-    found, history, variables = models.load_state(args.save)
-    if history:
-        refuse_other(models.state_path(args.save), found, info)
-    elif args.save.exists():  # stopped in its first epoch; these are of the same training or of an earlier one
-        refuse_other(args.save, models.load(args.save, models.load_info), info)
-    if history and args.save.exists():
-        try:
-            models.assign(network, variables)
-        except ValueError as error:
-            raise UserError(f"{models.state_path(args.save)}: expected a training to go on with, found {error}; "
-                            "--fresh starts again") from None
-        say(f"Goes on after epoch {len(history)} of the training that was stopped, with epoch {len(history) + 1}")
-        return history
-    return []
+    history = info["history"]
+    row = history[-1]
+    models.save_network(network, info, checkpoint_path(args.save))
+    utils.save_csv(args.results / LOG, [list(row), *(r.values() for r in history)])
+    left = (info["epochs"] - len(history)) * np.mean([r["seconds"] for r in history])
+    say(f"epoch {row['epoch']:4}  {format_scores(row)}  {row['windows_per_second']:.0f} "
+        f"windows/s  {utils.format_clock(left)} left")
+    if len(history) % 5 == 1 or row["seconds"] > 10:  # drawing takes half a second
+        plot_curves(args.results / CURVES, history)
 
 
-def refuse_other(path, found, info):
-    """Raise UserError unless the training found in `path` is the one that info tells of."""
-    sounds = added_and_removed(found, info)
-    found, info = ({**i, **i["features"], **i.get("recipe", {"recipe": None})} for i in (found, info))
-    keys = [key for key in info if key not in ("features", "recipe") and found.get(key) != info[key]]
-    if not keys:
-        return
-    if set(keys) <= {*SIDES, "classes", "unused", "n_frames"}:
-        reason = f"{sounds} since this training" if sounds else "this training split the sounds in another way"
-    else:
-        other = [f"{key} ({found.get(key)}, now {info[key]})" if isinstance(info[key], (int, float)) else key
-                 for key in keys if key not in (*SIDES, "unused")]  # from what differs, the split follows
-        reason = f"is of a training with other {', '.join(other)}"
-    raise UserError(f"{path}: {reason}; --fresh trains again, --save with a --results of its own keeps both")
+def format_scores(row):
+    """The loss and accuracy of an epoch as text."""
+    keys = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
+    return "  ".join(f"{key.replace('val_', 'validation ')} {row[key]:.4f}" for key in keys)
 
 
-def added_and_removed(found, info):
-    """Say how many sounds and which classes were added and removed between two trainings; "" where none were."""
-    before, now = ({name for side in (*SIDES, "unused") for name in i[side]} for i in (found, info))
-    parts = []
-    for word, some, classes in (("added", now - before, set(info["classes"]) - set(found["classes"])),
-                                ("removed", before - now, set(found["classes"]) - set(info["classes"]))):
-        if some:
-            where = f" (class {', '.join(sorted(classes))})" if classes else ""
-            parts.append(f"{len(some)} {'sound was' if len(some) == 1 else 'sounds were'} {word}{where}")
-    return " and ".join(parts)
-
-
-def keep(network, info, history, args):
-    """Save the network if it is the one to keep, and the state of training; say and draw how far it is."""
-    import eval_network
+def finish_training(network, info, args):
+    """Draw the curves, save the weights, and remove the checkpoint."""
     import models
-    row, kept, end = history[-1], chosen(history, info["recipe"]), plan(history, info["recipe"])[1]
-    if is_kept := kept == len(history) - 1:
-        models.save(network, info | {"temperature": row.get("temperature", 1)}, args.save)
-    utils.save_csv(args.results / LOG, [row, *(r.values() for r in history)])  # its columns named as Keras names them
-    models.save_state(args.save, network, info, history)
-    left = (end - len(history)) * sum(r["seconds"] for r in history) / len(history)
-    say(f"epoch {row['epoch']:4d}  {eval_network.scores_of(row)}  {row['clips_per_second']:.0f} clips/s  at most "
-        f"{utils.clock(left)} left{'  saved' * is_kept}")
-    if row["epoch"] % 5 == 1 or row["seconds"] > 10:  # a drawing takes half a second
-        eval_network.plot_curves(args.results / CURVES, history, kept + 1)
+    plot_curves(args.results / CURVES, info["history"])
+    models.save_network(network, info, args.save)
+    checkpoint_path(args.save).unlink(missing_ok=True)
+    say(f"{args.save}: {format_scores(info['history'][-1])}")
+
+
+def plot_curves(path, history):
+    """Draw loss and accuracy of training and validation over the epochs."""
+    epochs = [row["epoch"] for row in history]
+    with utils.new_figure(path, 10, 4) as figure:
+        for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+            panel.plot(epochs, [row[key] for row in history], marker=".",
+                       label="training, on mixed and masked windows")
+            if f"val_{key}" in history[0]:
+                panel.plot(epochs, [row[f"val_{key}"] for row in history], marker=".",
+                           label="validation, on whole sounds")
+            panel.set(xlabel="Epoch", ylabel=key.capitalize())
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid(color="0.92")
+            panel.legend(fontsize=8)
 
 
 # ---------------------------------------------------------------- the command
 
 def parse_args():
+    """Read the command line."""
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results"))
+    add = parser.add_argument
     count = utils.number(int, 1)
-    parser.add_argument("--fresh", action="store_true", help="start again, and replace what earlier training saved")
-    parser.add_argument("--network", choices=("default", "original"), default="default", help="that of 2017: original")
-    parser.add_argument("--class-weights", choices=("balanced", "none"),
-                        help="balanced: a rare class counts as much as a frequent one (the default; original: none)")
-    parser.add_flags(
-        ("save", Path, Path("weights.keras"), "PATH", "the trained network (default: weights.keras)"),
-        ("weights", Path, None, "PATH", "start from these earlier ones; with other classes, the last layer is new"),
-        ("test", utils.regex, None, "REGEX", "the sounds whose class/name matches are the test set"),
-        ("groups", utils.regex, None, "REGEX",
-         "sounds whose file names share the matched part (a speaker, a note) stay on one side of the split"),
-        ("seed", utils.number(int, 0), 0, "N", "of the split, the weights and the order (default: 0)"),
-        ("epochs", count, 200, "N", "at most; training stops by itself, often within 50 (default: 200)"),
-        ("layers", count, None, "N", "blocks of the network (default: 3; original: 4)"),
-        ("filters", count, None, "N", "filters of the first block (default: 16; original: 32)"),
-        ("batch-size", count, None, "N", "windows a step (default: 32; original: 128)"),
-        ("learning-rate", utils.number(float, 1e-9, high=float("inf")), None, "RATE",
-         "the highest (default: 0.002; original: 1)"),
-        ("mixup", utils.number(float, 0), None, "ALPHA",
-         "how much windows are mixed with one another, 0: not (default: 0.3; original: 0)"),
-        ("masks", utils.number(int, 0, high=100), None, "N",
-         "bands and times that are masked in each window (default: 2 of each; original: 0)"),
-        ("shift", utils.number(float, 0, high=1), None, "SHARE",
-         "windows are shifted by up to this share of their length (default: 0.1; original: 0)"),
-        ("memory", utils.number(float, 1e-6), None, "GB",
-         "spectrograms beyond this are memory-mapped (default: half of the memory)"),
-        ("devices", count, None, "N", "GPUs to train on at once, with KERAS_BACKEND=jax (default: 1); on several hosts "
-         "that share the folder, start the same command on each, with Keras's KERAS_DISTRIBUTION_... variables"),
-        ("tensorboard", Path, None, "DIR", "write the scores for TensorBoard too"))
+    add("--fresh", action="store_true",
+        help="start again, and replace what an earlier training saved")
+    add("--save", type=Path, default=Path("weights.keras"), metavar="PATH",
+        help="the trained network (default: weights.keras)")
+    add("--weights", type=Path, metavar="PATH",
+        help="start from these earlier weights; for other classes the last layer is new")
+    add("--test", type=utils.regex, metavar="REGEX",
+        help="the sounds whose class/name matches are the test sounds")
+    add("--groups", type=utils.regex, metavar="REGEX",
+        help="sounds whose paths below the class share the matched part (a speaker, a note) stay "
+        "in one subset")
+    add("--seed", type=utils.number(int, 0), default=0, metavar="N",
+        help="seed of the split, the initial weights and the order of sounds (default: 0)")
+    add("--memory", type=utils.number(float, 1e-6), metavar="GB",
+        help="memory-map the spectrograms if they need more than this (default: half of the "
+        "machine's memory)")
+    add("--devices", type=count, metavar="N",
+        help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1). To use several hosts "
+        "that share the folder, set Keras's KERAS_DISTRIBUTION_... variables and start the same "
+        "command on each")
+    add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
+    add_hyperparameters(parser.add_argument_group("hyperparameters"), count)
     args = parser.parse_args()
-    if args.save.suffix != ".keras":
-        parser.error(f"--save {args.save}: expected a name that ends in .keras")
-    if args.weights and args.weights.resolve() == args.save.resolve():
-        parser.error(f"--weights {args.weights}: expected another file than the one that is saved; name one by --save")
-    if args.weights and (args.network != "default" or args.layers or args.filters):
-        parser.error("--weights: expected no --network, --layers or --filters beside it, they are the file's")
+    check_args(parser, args)
     return args
 
 
-def forget_seen(sides, earlier, groups, copies):
-    """Keep what earlier training has seen out of the sides that judge. Returns the sides and what has been seen.
-
-    No sound, or group of sounds, that earlier training used in any way is tested. None that it learned from validates:
-    it is trained on. What only validated then may validate again.
-    """
-    learned = {*earlier["train"], *earlier.get("learned", [])}
-    seen = {*learned, *earlier["validation"], *earlier.get("seen", [])}
-    seen_groups, learned_groups = ({group_of(name, groups, copies) for name in names} for names in (seen, learned))
-    test = [name for name in sides["test"] if group_of(name, groups, copies) not in seen_groups]
-    validation = [name for name in sides["validation"] if group_of(name, groups, copies) not in learned_groups]
-    if n_seen := len(sides["test"]) - len(test):
-        say(f"{n_seen} of {len(sides['test'])} test sounds are left out: the earlier training learned from them")
-    if n_seen := len(sides["validation"]) - len(validation):
-        say(f"{n_seen} of {len(sides['validation'])} validation sounds are trained on: the earlier training learned "
-            "from them")
-    train = sorted({*sides["train"], *sides["validation"]} - set(validation))
-    return {"train": train, "validation": validation, "test": test, "seen": sorted(seen), "learned": sorted(learned)}
-
-
-def note_other_sounds(source, samples):
-    """Say which sounds in `samples` are not in `source`. Raises UserError for a class folder without a sound."""
-    if source.folder == samples or not samples.is_dir():
-        return
-    found = set(filter(utils.is_sound, utils.list_files(samples)))
-    if bare := sorted(set(utils.list_classes(samples)) - set(map(class_of, found)) - set(map(class_of, source.names))):
-        raise UserError(f"{samples}/{bare[0]}: no sounds there; add at least 2, or remove the folder")
-    skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
-    if new := found - set(source.names):
-        say(f"{samples}: {len(new)} sounds are not in {source.folder}: new, or unreadable; "
-            "preprocess_data.py adds new ones")
-    for unknown in sorted(set(map(class_of, new)) - set(source.classes)):
-        if all(name in skipped for name in new if class_of(name) == unknown):
-            raise UserError(f"{samples}/{unknown}: none of its sounds can be read; mend them, or remove the folder")
-        say(f"{source.folder}: has no class {unknown}")
+def add_hyperparameters(group, count):
+    """Add the flags that change models.HYPERPARAMETERS."""
+    add = group.add_argument
+    add("--network", choices=("default", "original"), default="default",
+        help="original: the network of 2017")
+    add("--epochs", type=count, metavar="N",
+        help="number of epochs (default: depends on the number of sounds)")
+    add("--layers", type=utils.number(int, 1, high=11), metavar="N",
+        help="blocks of the network (default: 3; original: 4)")
+    add("--filters", type=count, metavar="N",
+        help="filters of the first block (default: 16; original: 32)")
+    add("--batch-size", type=count, metavar="N",
+        help="windows in a step (default: 32; original: 128)")
+    add("--learning-rate", type=utils.number(float, 1e-9, high=float("inf")), metavar="RATE",
+        help="peak learning rate (default: 0.002; original: 1)")
+    add("--mixup", type=utils.number(float, 0), metavar="ALPHA",
+        help="strength of mixup; 0 turns it off (default: 0.3; original: 0)")
+    add("--masks", type=utils.number(int, 0, high=100), metavar="N",
+        help="masks on bands, and masks on times, in each window (default: 2; original: 0)")
+    add("--shift", type=utils.number(float, 0, high=1), metavar="SHARE",
+        help="shift windows by up to this share of their length (default: 0.1; original: 0)")
+    add("--class-weights", choices=("balanced", "none"),
+        help="balanced: rare classes count as much as frequent ones (default; original: none)")
 
 
-def split_sounds(source, spectrograms, args):
-    """Split the sounds of a source as the flags say, and say what is left out. Returns the sides as a dict."""
-    copies = source.copies
-    sides = dict(zip(SIDES, split(list(spectrograms), args.seed, args.test, args.groups, copies)))
-    if loose := args.groups and [name for name in spectrograms if group_of(name, args.groups, copies)
-                                 == group_of(name, None, copies)]:
-        say(f"--groups matches no part of {len(loose)} names, as {loose[0]}: each is a group of its own")
-    if n_unused := len(spectrograms) - sum(map(len, sides.values())):
-        say(f"{n_unused} copies of validation and test sounds stay unused")
-    names = originals(spectrograms, copies)
-    if not (args.groups or args.test) and (pattern := suggest_groups(names)):
-        part = re.match(pattern, names[0].split("/", 1)[1])
-        example = f", such as {part[1]}" if part else ""
-        say(f"File names share parts{example}: if each is a speaker, kit or recording, this split is too easy; "
-            f"{shlex.join(['--groups', pattern])} keeps each on one side")
-    return sides
+def check_args(parser, args):
+    """End with one line where flags contradict one another."""
+    if args.save.suffix != ".keras":
+        parser.error(f"--save {args.save}: use a name that ends in .keras")
+    written = args.save.resolve(), checkpoint_path(args.save).resolve()
+    if args.weights and args.weights.resolve() in written:
+        parser.error(f"--weights {args.weights}: would be replaced; name another file with --save")
+    if args.weights and (args.network != "default" or args.layers or args.filters):
+        parser.error("--weights: brings its own network; leave out --network, --layers, --filters")
+    if args.tensorboard and not find_spec("tensorboard"):
+        parser.error("--tensorboard: the package is missing: pip install tensorboard")
+
+
+def make_info(args, source, subsets, earlier=None):
+    """The info of a training run: all that determines it, and all that use of the network needs."""
+    import models
+    network = earlier["network"] if earlier else args.network
+    hyperparameters = dict(models.HYPERPARAMETERS[network])
+    if earlier:
+        hyperparameters |= earlier["hyperparameters"]
+    for key in hyperparameters:
+        if getattr(args, key, None) is not None:  # smoothing has no flag
+            hyperparameters[key] = getattr(args, key)
+    weights = hashlib.sha256(args.weights.read_bytes()).hexdigest() if args.weights else None
+    batch_size = hyperparameters["batch_size"]
+    return {"network": network, "seed": args.seed, "classes": source.classes,
+            "features": dataclasses.asdict(source.settings), "hyperparameters": hyperparameters,
+            "epochs": args.epochs or models.choose_epochs(len(subsets["train"]), batch_size),
+            "weights": weights, "--groups": args.groups and args.groups.pattern,
+            "--test": args.test and args.test.pattern, **subsets}
 
 
 def main():
+    """Load, split, train and save. Returns how many sounds could not be read."""
     args = parse_args()
     if args.weights:
         utils.check_weights_path(args.weights)
-    source = find_source(args.samples, args.preproc)
-    note_other_sounds(source, args.samples)
-    check_classes(source.names, source.classes, source.folder, source.copies)
-    began = time.perf_counter()
-    spectrograms, n_bad = read_spectrograms(source, source.names, args.memory and args.memory * 1e9)
-    check_classes(spectrograms, source.classes, source.folder, source.copies)  # again: some may be unreadable
-    if source.folder == args.samples:
-        say(f"Computed in {time.perf_counter() - began:.1f} s; {utils.command('preprocess_data.py')} keeps them")
-    sides = split_sounds(source, spectrograms, args)
+    source, spectrograms, n_bad = load_training_set(args)
+    earlier = None
     if args.weights:
         import models
-        earlier = models.load(args.weights, models.load_info)
-        args.network, shape = earlier["network"], earlier.get("recipe", {})
-        args.layers, args.filters = shape.get("layers"), shape.get("filters")
-        sides = forget_seen(sides, earlier, args.groups, source.copies)
-    sides = leave_out_twins(sides, spectrograms)
-    used = {name for side in SIDES for name in sides[side]}
-    import models  # not before the user's mistakes are found: Keras takes seconds to load
-    info = {"network": args.network, "seed": args.seed, "classes": source.classes,
-            "features": dataclasses.asdict(source.settings), "recipe": models.recipe_of(args),
-            "weights": args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest(),
-            "--groups": args.groups and args.groups.pattern, "--test": args.test and args.test.pattern,
-            "seen": [], "learned": [], **sides, "unused": sorted(set(spectrograms) - used)}
-    if args.save.exists() and not args.fresh and not models.state_path(args.save).exists():
-        refuse_other(args.save, models.load(args.save, models.load_info), info)
-        say(f"{args.save}: finished training of these sounds in this way; --fresh trains again")
+        earlier = models.load_info(args.weights)
+    subsets = choose_subsets(source, spectrograms, args, earlier)
+    import models  # it loads Keras, which takes seconds: mistakes are found before
+    info = make_info(args, source, subsets, earlier)
+    if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
+        check_same_training(args.save, models.load_info(args.save), info)
+        say(f"{args.save}: training on these sounds is finished; --fresh trains again")
     else:
-        with models.naming_memory(info["recipe"]["batch_size"]):
-            train(spectrograms, info, args)
-    utils.say_next("eval_network.py", samples=args.samples, preproc=args.preproc, results=args.results,
-                   weights=args.save)
+        with models.explain_errors(info["hyperparameters"]["batch_size"]):
+            train_network(spectrograms, info, args)
+    utils.say_next("eval_network.py", samples=args.samples, preproc=args.preproc,
+                   results=args.results, weights=args.save)
     return n_bad
 
 

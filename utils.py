@@ -1,88 +1,111 @@
-"""What the four scripts share: the command line, work on many files, names and files.
+"""Code that the four scripts share: command line, names, sounds, features, spectrograms, workers.
 
-Nothing here loads Keras: augmenting, preprocessing and every --help start at once.
-A sound's name, everywhere in this project, is its path below Samples/, "kick/deep.wav".
+Nothing here loads Keras, so that augmenting, preprocessing and every --help start at once.
+The name of a sound is its path below Samples/, such as "kick/deep.wav".
 """
 import argparse
 import contextlib
 import csv
+import dataclasses
 import errno
-import inspect
 import itertools
 import json
 import math
+import multiprocessing
 import os
-import random
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-import traceback
 import uuid
-from collections import deque
-from functools import partial
+import warnings
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
+import librosa
 import numpy as np
+import rich.progress
+import scipy
+import soundfile
+import soxr
 
-READABLE = frozenset(".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64".split())
-TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile does not know these: never passed over
+try:
+    import fcntl
+except ImportError:  # Windows has no file locks of this kind
+    fcntl = None
+
+READABLE = frozenset(
+    ".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64".split())
+TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile cannot read these
+SUBSETS = "train", "validation", "test"  # of a split
 SETTINGS_FILE = "settings.json"
-SKIPPED_FILE = "skipped.csv"  # beside it: the sounds that could not be read
-RATES = 100, 10**7  # Hz, the lowest and the highest of sounds: what damaged headers claim takes hours and gigabytes
-READ_SAMPLES = 2**18  # read at a time, of all channels: six seconds at 44.1 kHz
-MOST_NAMED = 20  # of what is skipped, on the screen
-DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT  # the numbers of its errors
-ASF = bytes.fromhex("3026b2758e66cf11")  # how a WMA file begins
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # what whole_file leaves if the process is killed
-COPY = re.compile(r"_aug(\d+)(?=(\.[^./]*)?$)")  # augment_data.py puts it before the extension
-AUGMENTATIONS = "augmentations.csv"  # the list of the copies in a folder
+SKIPPED_FILE = "skipped.csv"
+AUGMENTATIONS = "augmentations.csv"  # lists the copies in a folder
+COPY = re.compile(r"_aug(\d+)(?=(\.[^./]*)?$)")  # the mark of a copy, before the extension
+TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # a file that was being written
+DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT
+MIN_RATE = 100  # Hz; a damaged header may claim any rate
+MAX_RATE = 10**7  # Hz
+READ_SAMPLES = 2**18  # of all channels, read at a time
+AMIN = 1e-10  # the lowest power, as in librosa
+TOP_DB = 80.0  # the range below the loudest bin, as in librosa
+MAX_DB = 1000.0  # a file with larger values does not hold decibels
+BLOCK = 64  # frames that are transformed at a time, few enough for the CPU cache
+TELLING_SHARE = 0.5  # two classes may differ by this in their share of low sample rates
+CONTINUES = "augment_data.py", "preprocess_data.py", "train_network.py"  # after a stop
+MAX_NAMED = 20  # skipped files that are named on the screen
+CHUNK = 16  # items that a worker gets at a time
+
+# glibc returns large freed blocks to the system. Getting them back costs a page fault for each
+# page, which is half of the time of a short sound. Freeing one large block here raises the size
+# from which glibc does so.
+np.empty(2**24, np.uint8)
 
 
-# ---------------------------------------------------------------- the command line
+# ---------------------------------------------------------------- command line and messages
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line with the path, what was expected, what was found."""
-
-
-class LockedError(UserError):
-    """What may not be read, or is not there for now: what was made of it earlier is still of use."""
+    """An error that the user can mend, told in one line: the path, the problem, the remedy."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows a script's docstring as its help and errors as one line."""
+    """An ArgumentParser that shows a script's docstring as help and a mistake as one line."""
 
-    PLACES = {"samples": ("Samples", "folder of sounds, one folder a class"),
+    PLACES = {"samples": ("Samples", "folder of sounds, one subfolder for each class"),
               "preproc": ("Preproc", "folder of spectrograms"),
               "results": ("Results", "folder for figures and scores"),
               "weights": ("weights.keras", "the trained network")}
 
     def __init__(self, doc, places=()):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(description=doc, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
         for place in places:
             default, text = self.PLACES[place]
             self.add_argument(f"--{place}", type=Path, default=Path(default), metavar="PATH",
                               help=f"{text} (default: {default})")
 
-    def add_flags(self, *flags):
-        for name, kind, default, metavar, text in flags:
-            self.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
-
     def error(self, message):
-        self.exit(2, shown(f"{self.prog}: {message} (--help shows the use)") + "\n")
+        self.exit(2, shown(f"{self.prog}: {message} (--help shows the usage)") + "\n")
 
 
 def number(kind, low, high=2**32):
-    """The argparse type of an int or float from `low` that is below `high`."""
+    """The argparse type of an int or float from `low`, below `high`."""
     def parse(text):
         with contextlib.suppress(ValueError):
             value = kind(text)
             if low <= value < high:
                 return value
-        raise argparse.ArgumentTypeError(f"expected a {'whole ' * (kind is int)}number from {low}, below {high}, "
-                                         f"found {text!r}")
+        name = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(
+            f"expected {name}, at least {low} and below {high}, found {text!r}")
     return parse
 
 
@@ -91,47 +114,71 @@ def regex(text):
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"expected a regular expression, found {text!r}: {error}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected a regular expression, found {text!r}: {error}") from None
 
 
 def run(main):
-    """Run main(), exit with status 1 if it returns a number of skipped files; mistakes become one line on stderr.
+    """Call main() and end the process. An error prints one line to stderr and exits with 1.
 
-    A main() that returns None has skipped nothing.
+    main: returns how many files were skipped, or None. The exit status is 1 for skipped files too.
     """
     script = Path(sys.argv[0]).name
     if None in (sys.stdout, sys.stderr):
-        sys.exit(f"{script}: expected standard output and error that are open, found one closed")
+        sys.exit(f"{script}: standard output or error is closed; leave both open")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal cannot show
+        stream.reconfigure(errors="backslashreplace")  # a name may not fit the terminal's encoding
     try:
-        n_bad = main() or 0
-        named = ", named above" if n_bad <= MOST_NAMED else ", some of them named above"
-        sys.exit(f"{script}: {n_bad} files skipped{named}" if n_bad else 0)
+        n_skipped = main()
     except UserError as error:
         sys.exit(shown(f"{script}: {error}"))
     except MemoryError:
-        sys.exit(f"{script}: expected what fits into memory, found more; what is written is whole and stays")
+        sys.exit(f"{script}: out of memory; files already written are complete; close other "
+                 "programs, and run the same command again")
     except OSError as error:
-        sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}"))
-    except KeyboardInterrupt as stop:
-        where = f" {stop}" if str(stop) else ""
-        print(f"\n{script}: stopped{where}; what is written is whole and stays"
-              + ", the same command goes on" * (script != "eval_network.py")
-              + ", without --fresh" * ("--fresh" in sys.argv), file=sys.stderr)
+        sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
+                       "the disk, the path and its permissions, and run again"))
+    except KeyboardInterrupt:
+        again = "; the same command continues" if script in CONTINUES else ""
+        again += " (without --fresh)" if "--fresh" in sys.argv else ""
+        print(f"\n{script}: stopped; files already written are complete{again}", file=sys.stderr)
         sys.exit(130)
+    if n_skipped:
+        noun = "file" if n_skipped == 1 else "files"
+        which = "named above" if n_skipped <= MAX_NAMED else "some of them named above"
+        sys.exit(f"{script}: {n_skipped} {noun} skipped, {which}")
 
 
-def say_next(script, **places):
-    """Print the command to run next, with those of its places that are not the default ones."""
-    say(f"Next: {command(script, **places)}")
+def check_weights_path(path):
+    """Raise UserError unless `path` can be a weights file. Runs before the slow import of Keras."""
+    if not Path(path).is_file():
+        found = "a folder" if Path(path).is_dir() else "nothing there"
+        raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}; "
+                        "train first, or name other weights")
+    if Path(path).suffix != ".keras":  # Keras would read another format without any check
+        raise UserError(f"{path}: is not named .keras; rename it if train_network.py saved it")
+
+
+def shown(text):
+    """Text as a terminal can show it: control characters are escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
+                   for c in str(text))
+
+
+def say(*lines, file=None):
+    """Print lines at once, with control characters escaped."""
+    try:
+        for line in lines:
+            print(shown(line), file=file, flush=True)
+    except OSError as error:  # a full disk, or a closed pipe
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (file or sys.stdout).fileno())  # else Python fails again when it exits
+        error.filename = "standard error" if file else "standard output"
+        raise
 
 
 def command(script, *flags, **places):
-    """A command for the user to run, quoted for a shell, with those of its places that are not the default ones.
-
-    The script is named by the path of the one that runs ("../project/eval_network.py").
-    """
+    """A command for the user to run, quoted for a shell, with the places that are not defaults."""
     words = ["python", os.path.join(os.path.dirname(sys.argv[0]), script), *map(str, flags)]
     for name, path in places.items():
         if str(path) != Parser.PLACES[name][0]:
@@ -139,325 +186,24 @@ def command(script, *flags, **places):
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def check_weights_path(path):
-    """Raise UserError unless there may be weights at `path`: asked before Keras is loaded, which takes seconds."""
-    if not Path(path).is_file():
-        found = "a folder" if Path(path).is_dir() else "nothing there"
-        raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}")
-    if Path(path).suffix != ".keras":  # Keras would read a .h5 in another way, without a look at its layers
-        raise UserError(f"{path}: expected a name that ends in .keras, found another")
-
-
-def shown(text):
-    """Text as a terminal can show it: a name's line breaks, escape sequences and their like as Python writes them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def say(*lines, file=None):
-    """Print lines at once, names in them as `shown` has them."""
-    try:
-        for line in lines:
-            print(shown(line), file=file, flush=True)
-    except OSError as error:  # a full disk, or a reader that has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), (file or sys.stdout).fileno())  # else Python's end fails once more
-        error.filename = "standard error" if file else "standard output"
-        raise
-
-
-# ---------------------------------------------------------------- much work, item by item
-
-def for_each(function, items, description, folder, jobs=None, cluster=None, strict=False):
-    """Call function on every item, a name in `folder`, in processes as `work` does, and show how far it is.
-
-    cluster: address of a Dask scheduler, whose workers take their place. Returns two dicts in the order of items, item
-    to result and item to UserError, or raises the first of these if `strict`.
-    """
-    results, errors = {}, {}
-    if not items:
-        return results, errors
-    found = work_on_cluster(function, items, cluster) if cluster else work(function, items, jobs)
-    with contextlib.closing(found):
-        for k, result, error in progress(found, items, description):
-            if str(error).startswith(f"{items[k]}: "):  # of a process that died, which knew no folder
-                error = UserError(Path(folder, str(error)))
-            if error and (strict or not isinstance(error, UserError)):
-                raise error
-            (errors if error else results)[k] = error or result
-    return tuple({items[k]: found[k] for k in sorted(found)} for found in (results, errors))
-
-
-def attempt(function, item):
-    """Yield (result, None), or (None, error), of an item; of a generator all that it yields."""
-    try:
-        result = function(item)
-        yield from ((one, None) for one in (result if inspect.isgenerator(result) else [result]))
-    except MemoryError:
-        yield None, UserError(f"{item}: expected to fit into memory, found no more")
-    except (UserError, OSError) as error:
-        yield None, error
-    except Exception:  # a mistake of ours: its traceback would be lost on the way from another process
-        yield None, RuntimeError(traceback.format_exc())
-
-
-def attempt_all(function, chunk):
-    return [(k, *found) for k, item in chunk for found in attempt(function, item)]
-
-
-def chunked(items, in_order=False):
-    """Items with their numbers, up to 16 at a time, for short sounds: to hand over a task takes time."""
-    numbered, size = list(enumerate(items)), max(1, min(16, len(items) // 64))
-    chunks = [numbered[start:start + size] for start in range(0, len(numbered), size)]
-    if not in_order:
-        random.Random(0).shuffle(chunks)  # processes that write into one folder wait for one another
-    return chunks
-
-
-def work(function, items, jobs=None):
-    """Yield (k, result, None) or (k, None, error) for item k, as they are done; of a generator all that it yields.
-
-    jobs: how many processes, in the order of items if one; None: one a core; 0: this one, no other. In others because
-    a damaged sound may crash its decoder, which then takes a process along: that sound is named, the rest done. They
-    run ahead by one chunk: what is read need not be in memory together.
-    """
-    if jobs == 0:
-        yield from itertools.chain.from_iterable(attempt_all(function, [pair]) for pair in enumerate(items))
-        return
-    from multiprocessing.connection import wait
-    jobs = min(jobs or n_cores(), 60)  # Windows waits for no more at once
-    chunks = deque(chunked(items, in_order=jobs == 1))
-    pending, idle, processes, said = {}, [], [], []  # pending: what a process has still to do, by the pipe to it
-    try:
-        while chunks or pending or said:
-            while chunks and len(pending) < jobs:
-                pipe = idle.pop() if idle else start(function, processes, list(pending))
-                pending[pipe] = deque(chunks.popleft())
-                with contextlib.suppress(ConnectionError):  # it has died: receive will see
-                    pipe.send(list(pending[pipe]))
-            yield from said
-            ready = wait(list(pending)) if pending else []
-            said = [message for pipe in ready for message in receive(pipe, pending, idle, chunks)]
-    finally:
-        for pipe in (*pending, *idle):
-            pipe.close()
-        for process in processes:
-            process.join(10)  # until its chunk is done: it may be writing
-
-
-def done(function, items, errors, jobs=1):
-    """Yield (item, result) as `work` has them; UserErrors go into the dict `errors`, others are raised."""
-    with contextlib.closing(work(function, items, jobs)) as found:
-        for k, result, error in found:
-            if error and not isinstance(error, UserError):
-                raise error
-            if error:
-                errors[items[k]] = error
-            else:
-                yield items[k], result
-
-
-def start(function, processes, others):
-    """The pipe to a new process, added to `processes`, that calls function on what arrives; others: earlier pipes."""
-    import multiprocessing
-    # To fork is quicker by half a second, but unsafe beside the threads that Keras starts, and on macOS.
-    fork = sys.platform == "linux" and "keras" not in sys.modules
-    context = multiprocessing.get_context("fork" if fork else "spawn")
-    pipe, other_end = context.Pipe()
-    process = context.Process(target=serve, args=(other_end, function, [pipe, *others] * fork), daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    other_end.close()
-    processes.append(process)
-    return pipe
-
-
-def serve(pipe, function, inherited):
-    """Call function on the items of each chunk that arrives, until the pipe is closed at its other end, or ends.
-
-    inherited: that other end, and those of other processes, which a fork gets as well: held here, none would be closed.
-    """
-    for other_end in inherited:
-        other_end.close()
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # where decoders chatter about damaged files
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            for k, item in pipe.recv():
-                for result, error in attempt(function, item):
-                    pipe.send((k, result, error, False))
-                pipe.send((k, None, None, True))
-    os._exit(0)  # a fork has copies of what the other process is still to write, and of its locks
-
-
-def receive(pipe, pending, idle, chunks):
-    """What a process says, as a list; if it died, that its item cannot be read: another will do the rest."""
-    try:
-        k, result, error, is_done = pipe.recv()
-    except (EOFError, ConnectionError):
-        (k, item), *rest = pending.pop(pipe)
-        chunks.extendleft([rest] * bool(rest))
-        return [(k, None, UserError(f"{item}: expected a file that can be read, found that it crashes its process, or "
-                                    "takes more memory than there is"))]
-    if not is_done:
-        return [(k, result, error)]
-    pending[pipe].popleft()
-    if not pending[pipe]:
-        del pending[pipe]
-        idle.append(pipe)
-    return []
-
-
-def n_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def work_on_cluster(function, items, address):
-    """The same on a Dask cluster. What a lost worker had to do, another does; one that comes later takes part."""
-    client = connect(address)
-    from distributed import CancelledError, KilledWorker, as_completed
-    with contextlib.closing(client):
-        futures = client.map(partial(attempt_all, function), chunked(items), pure=False)
-        try:
-            for _, results in as_completed(futures, with_results=True):
-                yield from results
-        except (CancelledError, KilledWorker) as error:
-            raise UserError(f"--dask {address}: expected a scheduler and workers that live, found that they ended; "
-                            f"what is written stays ({error})") from None
-
-
-def progress(results, items, description, seconds=10):
-    """Yield what `results` yields, (k, ...) of item k, behind a bar; off a terminal with a line every 10 seconds."""
-    total, began, told, terminal = len(items), time.perf_counter(), time.perf_counter(), sys.stdout.isatty()
-    with bar(description, total) as show:
-        for n, result in enumerate(results, 1):
-            yield result
-            rate, folder = n / (time.perf_counter() - began), os.path.dirname(items[result[0]])
-            status = f"{rate:.0f} sounds/s" + (f", {clock((total - n) / rate)} left, {folder}" if n < total else "")
-            if terminal:
-                show(n, status)
-            elif n == total or time.perf_counter() - told >= seconds:
-                told = time.perf_counter()
-                say(f"{description}: {n} of {total}, {status}")
-
-
-def clock(seconds):
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
-
-
-@contextlib.contextmanager
-def bar(description, total, transient=False):
-    """A progress bar on a terminal, as a function of how many are done and what to say; a transient one vanishes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[status]}")]
-    with Progress(columns[0], BarColumn(), MofNCompleteColumn(), columns[1], transient=transient,
-                  disable=not sys.stdout.isatty()) as screen:
-        task = screen.add_task(shown(description), total=total, status="")
-        yield lambda n, status="": screen.update(task, completed=n, status=shown(status))
-
-
-def connect(address):
-    """A client of the Dask scheduler at `address`, its workers given these modules. Raises UserError."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UserError("--dask: expected the package distributed, found none: pip install distributed") from None
-    try:
-        client = Client(address, timeout=10)
-        client.wait_for_workers(1, timeout=10)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--dask {address}: expected the address of a scheduler that has workers, such as "
-                        f"tcp://host:8786, found: {error}") from None
-    for module in ("utils.py", "augment_data.py", "preprocess_data.py"):  # in the order of their imports
-        client.upload_file(str(Path(__file__).with_name(module)))
-    return client
+def say_next(script, **places):
+    """Print the command to run next."""
+    say(f"Next: {command(script, **places)}")
 
 
 def name_skipped(errors, listed=""):
-    """Print what was skipped and why, for_each's dict of UserErrors, and where all are `listed`. Returns how many."""
-    say(*(f"skipped {error}" for error in list(errors.values())[:MOST_NAMED]), file=sys.stderr)
-    if len(errors) > MOST_NAMED:
-        say(f"and {len(errors) - MOST_NAMED} more{listed}", file=sys.stderr)
+    """Print the UserErrors of skipped files to stderr. Returns how many there are.
+
+    errors: dict from each file to its UserError. listed: says where all of them are listed.
+    """
+    for error in list(errors.values())[:MAX_NAMED]:
+        say(f"skipped {error}", file=sys.stderr)
+    if len(errors) > MAX_NAMED:
+        say(f"and {len(errors) - MAX_NAMED} more{listed}", file=sys.stderr)
     return len(errors)
 
 
-# ---------------------------------------------------------------- files
-
-@contextlib.contextmanager
-def whole_file(path):
-    """Yield a temporary path beside `path` that replaces it on success: a file is whole or not there."""
-    path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # as root one could replace /dev/null
-        raise UserError(f"{path}: expected a place for a file, found a device or pipe")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:  # on a full disk it names no file
-        if error.filename in (None, str(temporary), temporary):
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sweep(folder):
-    """Remove what killed runs left in a folder; a file that another run is at is younger than an hour."""
-    for path in filter(lambda path: TEMPORARY.fullmatch(path.name), Path(folder).glob(".*")):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > 3600:
-                path.unlink()
-
-
-@contextlib.contextmanager
-def alone_in(folder, waiting=None, shared=False):
-    """Hold a folder: another process that wants it waits until this one leaves it or ends, and prints `waiting`.
-
-    shared: with others that hold it so, to read; where there is no such folder, none is held.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows knows no such lock
-        fcntl = None
-    if fcntl is None or (shared and not os.path.isdir(folder)):
-        yield
-        return
-    descriptor, kind = os.open(folder, os.O_RDONLY), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(*[waiting] * bool(waiting))
-            fcntl.flock(descriptor, kind)
-        except OSError:  # nor do some network file systems, for a folder
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def save_text(path, text):
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def save_json(path, value):
-    value = json.loads(json.dumps(value), parse_constant=lambda _: None)  # JSON knows no NaN
-    save_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def save_csv(path, rows):
-    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(list(map(harmless, row)) for row in rows)
-
-
-def harmless(value):
-    """A table's cell; a name that a spreadsheet would run as a formula ("=...") gets a ' before it."""
-    is_formula = isinstance(value, (str, Path)) and str(value)[:1] in tuple("=+-@\t\r\n")
-    return f"'{value}" if is_formula else value
-
+# ---------------------------------------------------------------- names: sounds, classes, copies
 
 def class_of(name):
     """The class of a sound: the first folder of its name."""
@@ -469,188 +215,834 @@ def stem_of(name):
     return os.path.splitext(name)[0]
 
 
-def find_copies(names, samples=None):
-    """Find the copies among sounds. Returns a dict from the name of each copy to the name of its source.
-
-    A name such as x_aug1.wav is not enough: it may be an original that is named after August. A copy is a copy
-    if its source, of any extension, is among `names`, or if augmentations.csv beside it in `samples` lists it.
-    """
-    names = sorted(names)
-    by_stem = {stem_of(name): name for name in names}
-    listed, copies = {}, {}
-    for name in filter(COPY.search, names):
-        copy = name
-        while found := COPY.search(copy):  # a copy of a copy has several suffixes
-            source = COPY.sub("", copy)
-            folder = os.path.dirname(copy)
-            if samples is not None and folder not in listed:
-                listed[folder] = read_augmentations(Path(samples, folder))
-            is_listed = (file_cell(os.path.basename(source)), found[1]) in listed.get(folder, ())
-            if stem_of(source) in by_stem or is_listed:
-                copies[name] = by_stem.get(stem_of(source), source)
-            copy = source
-    return copies
-
-
-def read_augmentations(folder):
-    """Read which copies augmentations.csv in `folder` lists, as a set of (source's file name, number); may be empty."""
-    return {(row.get("file"), row.get("copy")) for row in read_csv(Path(folder, AUGMENTATIONS))}
-
-
-def read_csv(path):
-    """Read a table that one of the scripts wrote, as a list of dicts; empty where there is none that can be read."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return list(csv.DictReader(file))
-    except (OSError, csv.Error):
-        return []
-
-
-def file_cell(file_name):
-    """The file name of a source as augmentations.csv has it: without line breaks, and harmless."""
-    return harmless(file_name.translate({10: "\\n", 13: "\\r"}))
+def is_sound(name):
+    """Whether a file has the extension of a sound and is not hidden."""
+    stem, extension = os.path.splitext(os.path.basename(name))
+    return extension.lower() in READABLE | TO_CONVERT and not stem.startswith(".")
 
 
 def list_classes(root):
-    """Sorted names of the class folders in `root`. Raises UserError where there is no such folder."""
+    """Sorted names of the class folders in `root`. Raises UserError if `root` is not a folder."""
     root = Path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing there"
-        raise UserError(f"{root}: expected a folder with one folder a class, found {found}")
-    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".")
-                  and (entry.is_dir() or not (entry.exists() or entry.suffix)))  # a link to a drive that is not there
+        raise UserError(f"{root}: expected a folder with a subfolder for each class, found "
+                        f"{found}; correct the path")
+    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    if lost := [entry for entry in entries if not entry.exists() and not is_sound(entry.name)]:
+        raise UserError(f"{lost[0]}: is a broken link; mount the drive it points to, or remove it")
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def walk(folder, name, above):
-    """Yield the names of the files in `folder` and below; a link back to a folder above ends there.
+def walk_files(folder, above=()):
+    """Yield the paths of the files in `folder` and below, as strings with "/".
 
-    A folder that may not be read, or is a link to nowhere, is named too, with a / at its end.
+    Links are followed, except those back to a folder above. Hidden folders are skipped. Raises
+    UserError for a folder that cannot be read.
     """
     here = os.path.realpath(folder)
     if here in above:
         return
     try:
-        entries = list(os.scandir(folder))
-    except (PermissionError, FileNotFoundError):
-        yield f"{name}/"
-        return
-    for entry in entries:
-        if not os.path.isdir(entry):  # a link to nowhere, or a pipe, is for reading to name
-            yield f"{name}/{entry.name}"
-        elif not entry.name.startswith("."):
-            yield from walk(entry.path, f"{name}/{entry.name}", (*above, here))
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; make the folder readable") from None
+    for name in names:
+        path = f"{folder}/{name}"
+        if not os.path.isdir(path):
+            yield path
+        elif not name.startswith("."):
+            yield from walk_files(path, (*above, here))
+
+
+def walk_sounds(folder):
+    """Sorted paths of the sounds in `folder` and below, as strings with "/". Raises UserError."""
+    return sorted(path for path in walk_files(folder) if is_sound(path))
 
 
 def list_files(root):
     """Sorted names of all files in the class folders of `root` and below."""
     here = Path(os.path.realpath(root))
-    above = *map(str, here.parents), str(here)
-    return sorted(name for class_name in list_classes(root) for name in walk(Path(root, class_name), class_name, above))
-
-
-def is_sound(name):
-    """Whether the extension is a sound's and the file not hidden; whether it lies shows when the file is read.
-
-    So it does of a folder that may not be read: it may hold sounds.
-    """
-    stem, extension = os.path.splitext(os.path.basename(name))
-    return name.endswith("/") or (extension.lower() in READABLE | TO_CONVERT and not stem.startswith("."))
+    above = (*map(str, here.parents), str(here))
+    paths = [path for name in list_classes(root) for path in walk_files(f"{root}/{name}", above)]
+    return sorted(path[len(f"{root}/"):] for path in paths)
 
 
 def find_sounds(samples):
-    """Sorted names of the sounds in `samples` and of the other files there. Raises UserError for no sound."""
+    """Sorted names of the sounds in `samples`, and of the other files. Raises UserError."""
     files = list_files(samples)
-    sounds, loose = list(filter(is_sound, files)), sorted(filter(is_sound, os.listdir(samples)))
+    sounds = [name for name in files if is_sound(name)]
+    loose = sorted(name for name in os.listdir(samples) if is_sound(name))
     if not sounds:
-        found = f"{len(loose)} in no class folder" if loose else f"none among {len(files)} files"
-        raise UserError(f"{samples}: expected sounds in one folder a class, found {found}")
-    return sounds, loose + list(itertools.filterfalse(is_sound, files))
+        found = f"{len(loose)} outside of them" if loose else f"none among {len(files)} files"
+        raise UserError(f"{samples}: expected sounds in a subfolder for each class, found {found}; "
+                        "add sounds, or correct the path")
+    return sounds, loose + [name for name in files if not is_sound(name)]
 
 
 def list_spectrograms(preproc):
-    """Sorted names of the sounds whose spectrograms are in `preproc`. Raises UserError where some may not be read."""
-    files = list_files(preproc)
-    if locked := [name for name in files if name.endswith("/")]:
-        raise UserError(f"{preproc}/{locked[0]}: expected a folder that may be read, found one that may not")
-    return list(filter(is_sound, (name.removesuffix(".npy") for name in files if name.endswith(".npy"))))
+    """Sorted names of the sounds whose spectrograms are in `preproc`."""
+    names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
+    return [name for name in names if is_sound(name)]
+
+
+def find_copies(names, samples=None):
+    """Find the copies among sounds. Returns a dict from the name of each copy to its source.
+
+    A name such as x_aug1.wav is not enough: it may be an original, named after August. A sound is
+    a copy if its source, with any extension, is among `names`. It is also a copy if
+    augmentations.csv beside it in `samples` lists it.
+    """
+    names = sorted(names)
+    by_stem = {stem_of(name): name for name in names}
+    listed = list_augmentations(names, samples) if samples is not None else set()
+    copies = {}
+    for name in filter(COPY.search, names):
+        copy = name
+        while found := COPY.search(copy):  # a copy of a copy has several marks
+            source = COPY.sub("", copy)
+            if stem_of(source) in by_stem or (source, found[1]) in listed:
+                copies[name] = by_stem.get(stem_of(source), source)
+            copy = source
+    return copies
+
+
+def list_augmentations(names, samples):
+    """Read augmentations.csv in the folders of `names`. Returns a set of (source, number)."""
+    listed = set()
+    for folder in {re.sub(r"[^/\\]*$", "", name) for name in names if COPY.search(name)}:
+        for row in read_csv(Path(samples, folder, AUGMENTATIONS)):
+            listed.add((folder + row.get("file", ""), row.get("copy")))
+    return listed
+
+
+def originals(names, copies):
+    """Sorted names of the sounds that are not copies."""
+    return sorted(name for name in names if name not in copies)
 
 
 # ---------------------------------------------------------------- sound files
 
 @contextlib.contextmanager
 def reading(path):
-    """Raise what libsndfile says while it opens and reads `path` as a UserError."""
-    import soundfile
+    """Turn an error of libsndfile about the file at `path` into a UserError."""
     try:
         yield
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # .raw; a name not in UTF-8
-        if is_locked(path):
-            found = f"{'a folder' if os.path.isdir(path) else 'one'} that may not be read"
-            raise LockedError(f"{path}: expected a sound, found {found}") from None
-        if os.path.isfile(path):
-            reason = str(getattr(error, "error_string", error)).rstrip(".")
-            found = f"what libsndfile cannot read ({reason}){cure(path)}" if os.path.getsize(path) else "an empty file"
-        elif os.path.isdir(path):
-            found = "a folder"
-        else:
-            found = "a pipe or device" if os.path.exists(path) else "nothing there"
-        raise UserError(f"{path}: expected a sound, found {found}") from None
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected a sound, found {describe_file(path, error)}") from None
 
 
-def is_locked(path):
-    """Whether a file is there, but may not be read, nor perhaps even be looked at."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return not os.access(path, os.R_OK)
+def describe_file(path, error):
+    """Describe in words the file at `path`, which soundfile failed to read with `error`."""
+    if os.path.isdir(path):
+        return "a folder; name a file"
+    if not os.path.isfile(path):
+        if os.path.exists(path):
+            return "a pipe or device; name a file"
+        return "nothing there; correct the path"
+    if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
+        return "a file without read permission; make it readable"
+    if not os.path.getsize(path):
+        return "an empty file; replace it"
+    reason = str(getattr(error, "error_string", error)).rstrip(".")
+    return f"a file that libsndfile cannot read ({reason}); {conversion_hint(path)}"
 
 
-def cure(path):
-    """The command that converts a sound that libsndfile does not know, for M4A, WMA and their like."""
+def conversion_hint(path):
+    """The remedy for a file that libsndfile cannot read: a command for M4A, WMA and their like."""
+    head = b""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(12)
-        if head[4:8] == b"ftyp" or head.startswith(ASF) or Path(path).suffix.lower() in TO_CONVERT:
-            target = Path(path).with_name(f"{Path(path).stem}.converted.wav")
-            return f"; convert it and remove it: {shlex.join(['ffmpeg', '-i', str(path), str(target)])}"
-    return ""
-
-
-def read_blocks(path):
-    """Yield a sound file in blocks of some seconds and its sample rate: an hour takes no more memory than that.
-
-    Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. Raises UserError for no sound, no sample, NaN or inf,
-    a rate beyond RATES.
-    """
-    with reading(path), open_sound(path) as file:
-        n_samples, most = 0, math.inf if is_compressed(file) else 16 * os.path.getsize(path)
-        # Read as they are and scaled here, 16-bit samples take a third of the time.
-        kind = "int16" if file.subtype == "PCM_16" else "float32"
-        while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
-            n_samples += len(y)
-            if n_samples > most:  # some decoders go on at the end of the file, for as long as its header says
-                raise UserError(f"{path}: expected a sound, found a header that claims {file.frames} samples in a file "
-                                f"of {os.path.getsize(path)} bytes")
-            if kind == "int16":
-                y = y * np.float32(2**-15)
-            elif not np.abs(y).max() < 1e9:  # what is larger would be infinite when squared
-                raise UserError(f"{path}: expected samples between -1 and 1, found NaN, infinity or some beyond 1e9")
-            yield y, file.samplerate
-    if not n_samples:
-        raise UserError(f"{path}: expected a sound, found one of no samples")
-
-
-def is_compressed(file):
-    """Whether a soundfile.SoundFile may hold many samples in a byte."""
-    return file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG"))
+    is_wma = head.startswith(bytes.fromhex("3026b2758e66cf11"))
+    if not (head[4:8] == b"ftyp" or is_wma or Path(path).suffix.lower() in TO_CONVERT):
+        return "replace it"
+    target = Path(path).with_name(f"{Path(path).stem}.converted.wav")
+    ffmpeg = shlex.join(["ffmpeg", "-i", str(path), str(target)])
+    return f"convert it, then remove the original: {ffmpeg}"
 
 
 def open_sound(path):
-    """A soundfile.SoundFile, of a file and nothing else: a pipe would be waited for. Raises UserError for odd rates."""
-    import soundfile
-    if not os.path.isfile(path):
+    """Open a sound file as a soundfile.SoundFile. Raises UserError for an impossible rate."""
+    if not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise FileNotFoundError(path)
-    file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)  # a name need not be UTF-8
-    if RATES[0] <= file.samplerate <= RATES[1]:
+    file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
+    if MIN_RATE <= file.samplerate <= MAX_RATE:
         return file
-    raise UserError(f"{path}: expected a sample rate of {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}")
+    raise UserError(f"{path}: expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, "
+                    f"found {file.samplerate}; replace the file")
+
+
+def read_rate(name, folder):
+    """The sample rate of one sound in `folder`, in Hz. Raises UserError."""
+    path = Path(folder, name)
+    with reading(path), open_sound(path) as file:
+        return file.samplerate
+
+
+def read_blocks(path):
+    """Yield a sound in blocks of a few seconds, each with the sample rate in Hz.
+
+    Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. An hour takes no more memory
+    than a block. Raises UserError if the file is not a sound, is empty, or holds NaN or infinity.
+    """
+    n_samples = 0
+    with reading(path), open_sound(path) as file:
+        limit = max_samples(file, path)
+        # Scaling 16-bit samples here takes a third of libsndfile's time.
+        kind = "int16" if file.subtype == "PCM_16" else "float32"
+        while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
+            n_samples += len(y)
+            if n_samples > limit:
+                raise UserError(f"{path}: its header claims {file.frames} samples in "
+                                f"{os.path.getsize(path)} bytes; replace the damaged file")
+            if kind == "int16":
+                y = y * np.float32(2**-15)
+            elif not np.abs(y).max() < 1e9:  # the power of larger samples could overflow
+                raise UserError(f"{path}: expected samples between -1 and 1, found NaN, infinity "
+                                "or values beyond 1e9; replace the file")
+            yield y, file.samplerate
+    if not n_samples:
+        raise UserError(f"{path}: expected a sound, found one without samples; replace the file")
+
+
+def max_samples(file, path):
+    """The most samples that an open SoundFile can hold. Some decoders invent missing samples."""
+    if file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG")):
+        return math.inf
+    return 16 * os.path.getsize(path)
+
+
+# ---------------------------------------------------------------- features: log-mel spectrograms
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSettings:
+    """The settings that turn a sound into a spectrogram. Preproc/ and the weights store them."""
+
+    sample_rate: int  # Hz; every sound is resampled to it
+    n_mels: int  # mel bands from 0 Hz to sample_rate / 2
+    n_fft: int  # samples in a frame
+    hop_length: int  # samples from one frame to the next
+    channels: int = 1  # 1: the mean of all channels; more: how many are kept
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if type(value) is not int or not 1 <= value <= 2**20:
+                raise ValueError(f"{name} {value!r}")
+
+    @cached_property
+    def filters(self):
+        """librosa's mel filters. Sparse [shape=(n_mels, 1 + n_fft // 2), float32]"""
+        with warnings.catch_warnings(action="ignore"):  # default_settings reports empty filters
+            dense = librosa.filters.mel(sr=self.sample_rate, n_fft=self.n_fft, n_mels=self.n_mels)
+        return scipy.sparse.csr_array(dense)  # 98 in 100 weights are zero
+
+    def __str__(self):
+        text = (f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, "
+                f"hop_length {self.hop_length}")
+        return f"{text}, {self.channels} channels" if self.channels > 1 else text
+
+
+def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, channels=1):
+    """The given settings, and defaults for the others.
+
+    Defaults: 96 mel bands; n_fft 2048 and hop_length 512 at 44.1 kHz, scaled by a power of two to
+    about the same duration at other rates. n_fft is doubled until no mel filter is empty. Raises
+    UserError if a given n_fft leaves a filter empty, or a given hop_length skips samples.
+    """
+    scale = 2.0 ** round(np.log2(sample_rate / 44100))
+    n_mels = n_mels or 96
+    hop_length = hop_length or max(1, round(512 * scale))
+    first_n_fft = n_fft or max(16, round(2048 * scale))
+    settings = FeatureSettings(sample_rate, n_mels, first_n_fft, hop_length, channels)
+    while n_fft is None and count_empty_filters(settings) and settings.n_fft < sample_rate:
+        settings = dataclasses.replace(settings, n_fft=2 * settings.n_fft)
+    if n_empty := count_empty_filters(settings):
+        raise UserError(f"--n-fft {settings.n_fft} at {sample_rate} Hz: {n_empty} of {n_mels} mel "
+                        "filters are empty; use a larger --n-fft or a smaller --n-mels")
+    if hop_length > settings.n_fft:
+        raise UserError(f"--hop-length {hop_length}: longer than n_fft, {settings.n_fft} "
+                        "samples; use a smaller --hop-length")
+    return settings
+
+
+def count_empty_filters(settings):
+    """How many mel filters lie between two FFT bins and would always be silent."""
+    return int((settings.filters.max(axis=1).toarray() == 0).sum())
+
+
+def choose_settings(samples, names, sample_rate=None, **given):
+    """Settings for sounds: default_settings at the rate that most of them have.
+
+    sample_rate: Hz, used instead if given. Prints a line if sample rates give classes away. Raises
+    UserError if no sound can be read.
+    """
+    by_hash = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))
+    found, _ = map_files(partial(read_rate, folder=samples), by_hash[:1000], jobs=1)
+    if not found:
+        raise UserError(f"{samples}: none of its {len(names)} sound files can be read, such as "
+                        f"{names[0]}; replace them")
+    if sample_rate is None:
+        counts = Counter(min(rate, 2**20) for rate in found.values())
+        sample_rate = max(counts, key=lambda rate: (counts[rate], rate))
+    note_telling_rates(found, sample_rate)
+    return default_settings(sample_rate, **given)
+
+
+def note_telling_rates(rates, sample_rate):
+    """Print a line if most sounds of one class, but few of another, have a low sample rate.
+
+    Sounds recorded below `sample_rate` lack high frequencies. Sounds resampled down to it show
+    the cutoff of the resampler. A network would learn these traces of the recorder. At nine tenths
+    of the lowest usual rate, both are gone.
+
+    rates: dict from the name of each sound to its rate in Hz.
+    """
+    by_class = {}
+    for name, rate in rates.items():
+        by_class.setdefault(class_of(name), []).append(rate)
+    for words, limit in (("below", sample_rate), ("at or below", sample_rate + 1)):
+        low = {name: np.mean(np.array(some) < limit) for name, some in sorted(by_class.items())}
+        most = max(low, key=low.get)
+        least = min(low, key=low.get)
+        if low[most] - low[least] > TELLING_SHARE:
+            usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
+            better = max(MIN_RATE, int(0.9 * usual) // 100 * 100)
+            say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but "
+                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz; "
+                f"preprocess_data.py --sample-rate {better} removes this clue")
+            return
+
+
+def convert_blocks(blocks, settings):
+    """Yield a sound at the sample rate and with the channels of `settings`.
+
+    blocks: pairs of float32 [shape=(n_samples, n_channels)] and a rate in Hz, as from read_blocks.
+    Yields float32 [shape=(channels, n_samples)]. The last channel is repeated if there are fewer.
+    """
+    resampler = None
+    for y, sample_rate in blocks:
+        n_channels = y.shape[1]
+        if settings.channels > 1:
+            y = y[:, np.minimum(range(settings.channels), n_channels - 1)]
+        elif n_channels > 1:
+            y = (sum(y.T) / np.float32(n_channels))[:, None]  # ten times as fast as y.mean(axis=1)
+        if sample_rate == settings.sample_rate:
+            yield y.T
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(sample_rate, settings.sample_rate, settings.channels)
+        n_parts = math.ceil(len(y) * settings.sample_rate / sample_rate / READ_SAMPLES)
+        for part in np.array_split(y, n_parts):  # upsampling from a low rate gives many samples
+            yield resampler.resample_chunk(part).T
+    if resampler is not None:
+        yield resampler.resample_chunk(y[:0], last=True).T
+
+
+def log_mel_spectrogram(blocks, settings):
+    """Log-mel spectrogram of a sound, as power_to_db(melspectrogram(...)) of librosa.
+
+    blocks: float32 [shape=(channels, n_samples)], one after the other.
+    Returns float32 in dB [shape=(n_mels, n_frames), or (channels, n_mels, n_frames) for several
+    channels]. No value is below -100 dB, or more than 80 dB below the loudest bin. For an even
+    n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.002 dB.
+    """
+    db = np.concatenate(list(iterate_decibels(blocks, settings)), axis=2)
+    # MappedSpectrograms reads arrays in C order.
+    db = np.maximum(db, db.max() - np.float32(TOP_DB), order="C")
+    return db if settings.channels > 1 else db[0]
+
+
+def iterate_decibels(blocks, settings):
+    """Yield a spectrogram in blocks of frames. [shape=(channels, n_mels, n), float32, dB]
+
+    Frame t is centred on sample t * hop_length, with silence before and after the sound.
+    """
+    n_fft = settings.n_fft
+    hop_length = settings.hop_length
+    margin = np.zeros((settings.channels, n_fft // 2), np.float32)
+    rest = margin  # samples that later frames still need
+    n_done = 0
+    for y in itertools.chain(blocks, [margin]):
+        rest = np.concatenate([rest, y], axis=1)  # (channels, n)
+        is_last = y is margin
+        n_frames = max(0, 1 + (rest.shape[1] - n_fft) // hop_length)
+        if not is_last:
+            n_frames -= n_frames % BLOCK  # the result must not depend on the blocks read
+        elif n_frames + n_done == 0:  # resampling may leave no sample of a very short sound
+            rest = np.zeros((settings.channels, n_fft), np.float32)
+            n_frames = 1
+        for start in range(0, n_frames, BLOCK):
+            stop = min(start + BLOCK, n_frames)
+            samples = rest[:, start * hop_length:(stop - 1) * hop_length + n_fft]
+            yield transform_frames(samples, settings)
+        rest = rest[:, n_frames * hop_length:]
+        n_done += n_frames
+
+
+@lru_cache(maxsize=8)
+def hann_window(n_fft):
+    """The periodic Hann window. [shape=(n_fft,), float32]"""
+    return scipy.signal.get_window("hann", n_fft).astype(np.float32)
+
+
+def transform_frames(y, settings):
+    """The frames of samples [shape=(channels, n)] in dB. [shape=(channels, n_mels, n_frames)]"""
+    n_fft = settings.n_fft
+    frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::settings.hop_length]
+    frames = (frames * hann_window(n_fft)).reshape(-1, n_fft)  # (channels * n_frames, n_fft)
+    spectrum = scipy.fft.rfft(frames.T, axis=0)  # (1 + n_fft // 2, channels * n_frames)
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    mel = settings.filters @ power  # (n_mels, channels * n_frames)
+    db = 10 * np.log10(np.maximum(mel, np.float32(AMIN)))
+    return db.reshape(settings.n_mels, settings.channels, -1).swapaxes(0, 1)
+
+
+def sound_to_spectrogram(name, folder, settings):
+    """The log-mel spectrogram of one sound in `folder`. Raises UserError."""
+    blocks = read_blocks(Path(folder, name))
+    return log_mel_spectrogram(convert_blocks(blocks, settings), settings)
+
+
+# ---------------------------------------------------------------- reading Preproc/ or Samples/
+
+class Source(NamedTuple):
+    """Where spectrograms come from, and the sounds there."""
+
+    folder: Path  # Preproc/, or Samples/
+    names: list  # of its sounds, sorted
+    copies: dict  # from each copy among them to its source
+    classes: list  # names of its class folders, sorted
+    settings: FeatureSettings
+    read: Callable  # load_spectrogram, or sound_to_spectrogram: (name, folder, settings)
+
+
+def read_saved(preproc):
+    """Read settings.json in `preproc`. Returns {} if it is missing or damaged."""
+    try:
+        saved = json.loads(Path(preproc, SETTINGS_FILE).read_text())
+        FeatureSettings(**saved["features"])
+        return {"features": saved["features"], "copies": dict(saved["copies"]),
+                "finished": saved["finished"] is True}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def load_settings(preproc):
+    """The settings of the spectrograms in `preproc`; None if there are none. Raises UserError."""
+    path = Path(preproc, SETTINGS_FILE)
+    if not Path(preproc).is_dir() or not (path.exists() or list_spectrograms(preproc)):
+        return None
+    saved = read_saved(preproc)
+    if saved.get("finished"):
+        return FeatureSettings(**saved["features"])
+    raise UserError(f"{path}: preprocessing is not finished; run preprocess_data.py again")
+
+
+def find_source(samples, preproc, settings=None):
+    """Choose `preproc`, or `samples` if `preproc` is empty or made with other settings.
+
+    Returns a Source. Raises UserError.
+    """
+    saved = load_settings(preproc)
+    if saved is not None and settings in (None, saved):
+        names = list_spectrograms(preproc)
+        copies = find_copies(names, samples)
+        return Source(preproc, names, copies, list_classes(preproc), saved, load_spectrogram)
+    if saved is not None and samples == preproc:
+        raise UserError(f"{preproc}: expected spectrograms made with {settings}, found {saved}; "
+                        "preprocess with the settings of the weights")
+    if saved is not None:
+        say(f"{preproc}: made with other settings than the weights; reading {samples} instead")
+    names, _ = find_sounds(samples)
+    settings = settings or choose_settings(samples, names)
+    copies = find_copies(names, samples)
+    return Source(samples, names, copies, list_classes(samples), settings, sound_to_spectrogram)
+
+
+def load_spectrogram(name, folder, settings, mmap_mode=None):
+    """The spectrogram of one sound in `folder`. [shape=(..., n_mels, n_frames), float32, dB]
+
+    mmap_mode: "r" leaves it on the disk. Raises UserError if the file is not a spectrogram.
+    """
+    path = f"{folder}/{name}.npy"
+    remedy = "remove it and preprocess again"
+    try:
+        array = np.load(path, "r", allow_pickle=False)  # mapped: a header may claim any size
+        low = array.min()
+        high = array.max()
+    except Exception as error:  # NumPy raises errors of many kinds for damaged files
+        raise UserError(f"{path}: expected a spectrogram, found {error}; {remedy}") from None
+    shape = (settings.channels, settings.n_mels) if settings.channels > 1 else (settings.n_mels,)
+    if array.dtype != np.float32 or array.shape[:-1] != shape:
+        raise UserError(f"{path}: expected {settings.n_mels} mel bands of float32, found "
+                        f"{array.dtype} of shape {array.shape}; {remedy}")
+    if not max(high, -low) < MAX_DB:
+        raise UserError(f"{path}: expected decibels, found NaN or values beyond {MAX_DB:.0f}; "
+                        f"{remedy}")
+    return array if mmap_mode else np.array(array)
+
+
+class MappedSpectrograms(Mapping):
+    """Spectrograms on the disk, by name: only the frames that are looked at are read."""
+
+    def __init__(self, places):
+        """places: dict from name to the (path, offset, shape) of its array."""
+        self.places = places
+
+    def __getitem__(self, name):
+        path, offset, shape = self.places[name]
+        try:
+            if os.path.getsize(path) != offset + 4 * math.prod(shape):
+                raise ValueError("it has another size")
+            return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: changed since it was checked: {error}; run the same "
+                            "command again") from None
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def __len__(self):
+        return len(self.places)
+
+
+def locate_spectrogram(name, folder, settings):
+    """The (path, offset, shape) of one spectrogram, for MappedSpectrograms. Raises UserError."""
+    array = load_spectrogram(name, folder, settings, mmap_mode="r")
+    return str(array.filename), array.offset, array.shape
+
+
+def read_spectrograms(source, names, memory=None):
+    """Read or compute the spectrograms of `names`. [shape=(..., n_mels, n_frames), float32, dB]
+
+    memory: bytes, half of the machine's by default. Files in Preproc/ that hold more stay there
+    and are memory-mapped. Returns a mapping from name to spectrogram in the order of names, and
+    how many could not be read.
+    """
+    is_preprocessed = source.read is load_spectrogram
+    files = [f"{source.folder}/{name}.npy" for name in names] if is_preprocessed else []
+    n_bytes = sum(os.path.getsize(path) for path in files if os.path.isfile(path))
+    is_mapped = n_bytes > (memory or half_of_memory())
+    read = partial(locate_spectrogram if is_mapped else source.read,
+                   folder=source.folder, settings=source.settings)
+    jobs = 0 if is_preprocessed else None
+    found, errors = map_files(read, names, f"Reading {source.folder}", jobs, folder=source.folder)
+    note = f"; {n_bytes / 1e9:.1f} GB exceed --memory and are memory-mapped" if is_mapped else ""
+    say(f"{source.folder}: {len(found)} spectrograms, {source.settings}{note}")
+    return MappedSpectrograms(found) if is_mapped else found, name_skipped(errors)
+
+
+def half_of_memory():
+    """Half of the memory that this process may use, in bytes."""
+    limit = 2**33  # where the system does not tell
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # of a container
+    return limit // 2
+
+
+# ---------------------------------------------------------------- writing files
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Yield a temporary path beside `path` that replaces it on success: a file is never partial."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # root could replace /dev/null
+        raise UserError(f"{path}: is a device or pipe; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:  # the error of a full disk names no file
+        if error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder):
+    """Make a folder, and raise an OSError that names it unless files can be written there."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def remove_temporary(folder):
+    """Remove what killed runs left in a folder: temporary files that are older than an hour."""
+    for path in Path(folder).glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def folder_lock(folder, message=None, shared=False):
+    """Lock a folder. If another process holds the lock, print `message` and wait.
+
+    shared: several readers can hold the lock together. Nothing is locked if there is no folder,
+    on Windows, and on some network drives.
+    """
+    if fcntl is None or not os.path.isdir(folder):
+        yield
+        return
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if message:
+                say(message)
+            fcntl.flock(descriptor, kind)
+        except OSError:  # a network drive without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def save_text(path, text):
+    """Write text in UTF-8."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_json(path, value):
+    """Write a value as JSON; NaN becomes null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    save_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def save_csv(path, rows):
+    """Write rows as a table, one at a time: they may come from a generator."""
+    with whole_file(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            for row in rows:
+                writer.writerow([escape_formula(value) for value in row])
+
+
+def escape_formula(value):
+    """A table's cell; a name that a spreadsheet would run as a formula gets a ' before it."""
+    is_formula = isinstance(value, (str, Path)) and str(value).startswith(tuple("=+-@'\t\r\n"))
+    return f"'{value}" if is_formula else value
+
+
+def read_csv(path):
+    """Read a table of one of the scripts as a list of dicts; empty if there is none."""
+    rows = []
+    with contextlib.suppress(OSError, csv.Error):
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for row in csv.DictReader(file):
+                cells = {key: cell for key, cell in row.items() if isinstance(cell, str)}
+                rows.append({key: cell.removeprefix("'") for key, cell in cells.items()})
+    return rows
+
+
+@contextlib.contextmanager
+def new_figure(path, width, height):
+    """Yield a Matplotlib figure of width x height inches, then save it to `path`."""
+    from matplotlib.figure import Figure  # slow to load
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with whole_file(path) as temporary:
+        with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
+            figure.savefig(temporary, dpi=120)
+
+
+# ---------------------------------------------------------------- progress and worker processes
+
+def format_clock(seconds):
+    """Seconds as "minutes:seconds"."""
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+@contextlib.contextmanager
+def progress_bar(description, total, transient=False):
+    """Show a progress bar on the terminal. Yields a function that moves it to n, with a note."""
+    columns = [rich.progress.TextColumn("{task.description}", markup=False),
+               rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
+               rich.progress.TextColumn("{task.fields[note]}", markup=False)]
+    with rich.progress.Progress(*columns, transient=transient,
+                                disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(shown(description), total=total, note="")
+        yield lambda n, note="": bar.update(task, completed=n, note=shown(note))
+
+
+def show_progress(results, total, description):
+    """Yield from `results` and show a bar or, if not on a terminal, a line every 10 seconds."""
+    began = said = time.perf_counter()
+    with progress_bar(description, total) as move_bar:
+        for n, result in enumerate(results, 1):
+            yield result
+            now = time.perf_counter()
+            rate = n / (now - began)
+            note = f"{rate:.0f} sounds/s"
+            if n < total:
+                note += f", {format_clock((total - n) / rate)} left"
+            move_bar(n, note)
+            if not sys.stdout.isatty() and (n == total or now - said > 10):
+                said = now
+                say(f"{description}: {n} of {total}, {note}")
+
+
+def map_files(function, names, description=None, jobs=None, dask=None, strict=False, folder=""):
+    """Call function(name) for each file, in worker processes, with a progress bar.
+
+    folder: where the files are, for messages.
+    jobs: how many processes; one for each core by default; 0 for this process.
+    dask: address of a Dask scheduler, whose workers are used instead.
+    Returns two dicts in the order of names: name to result, and name to UserError. If `strict`,
+    raises the first error instead.
+    """
+    results = {}
+    errors = {}
+    found = map_in_workers(function, names, jobs, dask, folder)
+    if description and names:
+        found = show_progress(found, len(names), description)
+    with contextlib.closing(found):
+        for name, result, error in found:
+            if error and strict:
+                raise error
+            if error:
+                errors[name] = error
+            else:
+                results[name] = result
+    in_order = {name: results[name] for name in names if name in results}
+    return in_order, {name: errors[name] for name in names if name in errors}
+
+
+def map_in_workers(function, names, jobs=None, dask=None, folder=""):
+    """Yield (name, result, None) or (name, None, UserError) as files are done.
+
+    They come in order for one job. The arguments are those of map_files. A damaged sound can
+    crash its decoder and the worker with it. The files in progress then run again, each in a
+    worker of its own, to find the one that crashes.
+    """
+    if jobs == 0:
+        for name in names:
+            yield (name, *attempt(function, name, folder))
+        return
+    n_workers = min(jobs or count_cores(), 60)  # Windows allows 61 at most
+    size = max(1, min(CHUNK, len(names) // (16 * n_workers)))
+    chunks = deque(names[start:start + size] for start in range(0, len(names), size))
+    function = partial(attempt_each, function, folder)
+    while chunks:
+        crashed = []
+        with open_workers(n_workers, dask) as executor:
+            yield from run_chunks(executor, function, chunks, 2 * n_workers, crashed)
+        for name in itertools.chain(*crashed):
+            yield run_alone(function, name, folder)
+
+
+def run_chunks(executor, function, chunks, n_ahead, crashed):
+    """Run chunks until none is left or a worker crashes, at most n_ahead at a time.
+
+    Takes from the deque `chunks`. Adds the chunks in progress at a crash to `crashed`.
+    """
+    running = {}
+    try:
+        while chunks or running:
+            while chunks and len(running) < n_ahead:
+                future = executor.submit(function, chunks[0])
+                running[future] = chunks.popleft()
+            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            for future in sorted(done, key=list(running).index):
+                results = future.result()
+                del running[future]
+                yield from results
+    except Exception as error:
+        is_lost_dask_worker = type(error).__name__ == "KilledWorker"
+        if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
+            raise
+        crashed.extend(running.values())
+
+
+def attempt(function, name, folder):
+    """Call function(name). Returns (result, None), or (None, UserError)."""
+    try:
+        return function(name), None
+    except MemoryError:
+        return None, UserError(f"{Path(folder, name)}: out of memory; close other programs, or "
+                               "remove the file")
+    except UserError as error:
+        return None, error
+
+
+def attempt_each(function, folder, chunk):
+    """Call function(name) for each name of a chunk. Returns a list of (name, result, error)."""
+    return [(name, *attempt(function, name, folder)) for name in chunk]
+
+
+def run_alone(function, name, folder):
+    """Call function([name]) in a worker of its own. Returns (name, result, error)."""
+    with open_workers(1) as executor:
+        try:
+            return executor.submit(function, [name]).result()[0]
+        except futures.BrokenExecutor:
+            error = UserError(f"{Path(folder, name)}: crashes its decoder, or needs more memory "
+                              "than there is; remove the file, or convert it")
+            return name, None, error
+
+
+@contextlib.contextmanager
+def open_workers(n_workers, dask=None):
+    """Yield an executor of n_workers processes, or of the Dask scheduler at the address `dask`."""
+    if dask:
+        with connect_dask(dask) as client:
+            yield client.get_executor(pure=False)
+        return
+    # A fork starts sooner, but is unsafe beside the threads of Keras, and on macOS.
+    is_forked = sys.platform == "linux" and "keras" not in sys.modules
+    context = multiprocessing.get_context("fork" if is_forked else "spawn")
+    executor = futures.ProcessPoolExecutor(n_workers, context, start_worker)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def start_worker():
+    """Prepare a worker: Ctrl-C is for the main process, and decoders' chatter is dropped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent():
+    """End this worker when the main process ends, even if that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def connect_dask(address):
+    """Yield a client of the Dask scheduler at `address`. Raises UserError if no worker answers."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError("--dask: the package distributed is missing: "
+                        "pip install distributed") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(Client(address, timeout=10))
+            client.wait_for_workers(1, timeout=10)
+            for module in ("utils.py", "augment_data.py"):  # in the order of their imports
+                client.upload_file(str(Path(__file__).with_name(module)))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"--dask {address}: no scheduler with workers answers there; start "
+                            f"one, or correct the address, tcp://HOST:8786 ({error})") from None
+        try:
+            yield client
+        except futures.CancelledError as error:
+            raise UserError(f"--dask {address}: the scheduler ended; start it again, and the same "
+                            f"command continues ({error})") from None
+
+
+def count_cores():
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

@@ -1,11 +1,12 @@
 """What preprocessing costs beside the plain loop of librosa calls, and where its time goes.
 
-Makes some hundred guitar notes of 2 s (44.1 kHz, 16 bit, mono) in a temporary folder and times each way in a process
-of its own, five rounds of all ways in turn; prints the median of the rounds and the median ratio. torch.stft is timed
-where torch is installed.
+Makes some hundred guitar notes of 2 s (44.1 kHz, 16 bit, mono) in a temporary folder. Times each
+way in a process of its own, five rounds of all ways in turn. Prints the median of the rounds and
+the median ratio. torch.stft is timed where torch is installed.
 
     python benchmarks/preprocess.py
 """
+
 import os
 import shutil
 import subprocess
@@ -21,14 +22,14 @@ import soundfile
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import preprocess_data  # noqa: E402
-import train_network  # noqa: E402
 import utils  # noqa: E402
 
 ROUNDS = 5
-SETTINGS = preprocess_data.FeatureSettings(sample_rate=44100, n_mels=96, n_fft=2048, hop_length=512)
+SETTINGS = utils.FeatureSettings(sample_rate=44100, n_mels=96, n_fft=2048, hop_length=512)
 
 
-# ---------------------------------------------------------------- ways: a function of a path, prepared
+# ---------------------------------------------------------------- ways: functions of a path
+
 
 def loop_librosa(out):
     import librosa
@@ -37,40 +38,58 @@ def loop_librosa(out):
         y, sample_rate = librosa.load(path, sr=None)
         mel = librosa.feature.melspectrogram(y=y, sr=sample_rate, n_mels=96)
         np.save(out / f"{path.name}.npy", librosa.power_to_db(mel))
+
     return step
 
 
 def loop_ours(out):
-    task = preprocess_data.Task(Path("Samples"), out, SETTINGS, 0)
-    return lambda path: task.run(path.relative_to("Samples").as_posix())
+    write = partial(
+        preprocess_data.write_spectrogram,
+        samples=Path("Samples"),
+        preproc=out,
+        settings=SETTINGS,
+        seed=0,
+        deformations=(),
+    )
+    return lambda path: write(path.relative_to("Samples").as_posix())
 
 
 def features_librosa(out):
     import librosa
+
     return lambda path: librosa.feature.melspectrogram(y=sound(path), sr=44100, n_mels=96)
 
 
 def features_ours(out):
-    return lambda path: preprocess_data.log_mel_spectrogram([sound(path)[None]], SETTINGS)
+    return lambda path: utils.log_mel_spectrogram([sound(path)[None]], SETTINGS)
 
 
 def features_torch(out):
     import torch
+
     torch.set_num_threads(1)
     window = torch.hann_window(2048)
     filters = torch.from_numpy(SETTINGS.filters.toarray()).float()
 
     def step(path):
-        spectrum = torch.stft(torch.from_numpy(sound(path)), 2048, 512, window=window, pad_mode="constant",
-                              return_complex=True)
+        spectrum = torch.stft(
+            torch.from_numpy(sound(path)),
+            2048,
+            512,
+            window=window,
+            pad_mode="constant",
+            return_complex=True,
+        )
         return filters @ (spectrum.real**2 + spectrum.imag**2)
+
     return step
 
 
 def fft(dtype, out):
     import scipy.fft
+
     frames = np.ones((173, 2048), dtype)  # of a sound of 2 s
-    return lambda path: [scipy.fft.rfft(frames[start:start + 64]) for start in range(0, 173, 64)]
+    return lambda path: [scipy.fft.rfft(frames[start : start + 64]) for start in range(0, 173, 64)]
 
 
 def decoding(out):
@@ -79,21 +98,37 @@ def decoding(out):
 
 def writing(out):
     spectrogram = np.ones((96, 173), np.float32)
-    return lambda path: preprocess_data.save_spectrogram(out / f"{path.name}.npy", spectrogram, 10**18)
+
+    def step(path):
+        with utils.whole_file(out / f"{path.name}.npy") as temporary:
+            np.save(temporary, spectrogram)
+
+    return step
 
 
 def computing(out):
-    return lambda path: preprocess_data.sound_to_spectrogram(path, ".", SETTINGS)
+    return lambda path: utils.sound_to_spectrogram(path, ".", SETTINGS)
 
 
 def loading(out):
-    return lambda path: train_network.load_spectrogram(f"{path.parent.name}/{path.name}", "Preproc", SETTINGS)
+    return lambda path: utils.load_spectrogram(
+        f"{path.parent.name}/{path.name}", "Preproc", SETTINGS
+    )
 
 
-WAYS = {"loop, librosa": loop_librosa, "loop, ours": loop_ours,
-        "features, librosa": features_librosa, "features, torch.stft": features_torch, "features, ours": features_ours,
-        "decoding": decoding, "FFT alone, float32": partial(fft, np.float32), "FFT alone, float64": partial(fft, float),
-        "writing": writing, "arrays, computed from Samples/": computing, "arrays, loaded from Preproc/": loading}
+WAYS = {
+    "loop, librosa": loop_librosa,
+    "loop, ours": loop_ours,
+    "features, librosa": features_librosa,
+    "features, torch.stft": features_torch,
+    "features, ours": features_ours,
+    "decoding": decoding,
+    "FFT alone, float32": partial(fft, np.float32),
+    "FFT alone, float64": partial(fft, float),
+    "writing": writing,
+    "arrays, computed from Samples/": computing,
+    "arrays, loaded from Preproc/": loading,
+}
 LOADED = {}
 
 
@@ -105,7 +140,7 @@ def sound(path):
 
 
 def time_way(name):
-    """In a process of its own: print the seconds a sound of one way, after one round that is not counted."""
+    """Print the seconds that one way takes for a sound, after one round that is not counted."""
     paths = sorted(Path("Samples").glob("*/*.wav"))
     with tempfile.TemporaryDirectory(dir=".") as out:
         step = WAYS[name](Path(out))
@@ -119,16 +154,25 @@ def time_way(name):
 
 # ---------------------------------------------------------------- commands
 
+
 def run(*args, **options):
-    return subprocess.run([sys.executable, *map(str, args)], check=True, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, **options).stdout
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        **options,
+    ).stdout
 
 
 def preprocess(*args):
-    """Seconds of a whole command that starts with an empty folder, and until its first spectrogram is there."""
+    """Preprocess into an empty folder. Returns the seconds, and those until the first file."""
     shutil.rmtree("Preproc", ignore_errors=True)
     began, first = time.perf_counter(), None
-    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py", *args], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "preprocess_data.py", *args], stdout=subprocess.DEVNULL
+    )
     while process.poll() is None:
         if first is None and any(Path("Preproc").glob("*/*.npy")):
             first = time.perf_counter() - began
@@ -162,18 +206,35 @@ def compare_ways():
                 assert "torch" in name and "ModuleNotFoundError" in error.stderr, error.stderr
                 del ways[name]
     for name, values in ways.items():
-        against = {"loop": "loop, librosa", "features": "features, librosa",
-                   "arrays": "arrays, computed from Samples/"}.get(name.split(",")[0])
-        median_of(name, "ms/sound", values, ways.get(against), f" the speed of: {against}" if against else "")
+        against = {
+            "loop": "loop, librosa",
+            "features": "features, librosa",
+            "arrays": "arrays, computed from Samples/",
+        }.get(name.split(",")[0])
+        median_of(
+            name,
+            "ms/sound",
+            values,
+            ways.get(against),
+            f" the speed of: {against}" if against else "",
+        )
 
 
 def compare_commands(n_files=10000):
     many(n_files)
-    rounds = [(preprocess("--samples", "Many", "--jobs", "1")[0], *preprocess("--samples", "Many"))
-              for _ in range(ROUNDS)]
+    rounds = [
+        (preprocess("--samples", "Many", "--jobs", "1")[0], *preprocess("--samples", "Many"))
+        for _ in range(ROUNDS)
+    ]
     one, all_cores, first = np.transpose(rounds)
     median_of(f"whole command, {n_files} sounds, --jobs 1", "s", one)
-    median_of(f"whole command, {n_files} sounds, {os.cpu_count()} cores", "s", all_cores, one, " the speed of --jobs 1")
+    median_of(
+        f"whole command, {n_files} sounds, {os.cpu_count()} cores",
+        "s",
+        all_cores,
+        one,
+        " the speed of --jobs 1",
+    )
     median_of("start to first file", "s", first)
 
 
@@ -199,8 +260,10 @@ def measure_hour():
     with soundfile.SoundFile("Long/a/hour.wav", "w", 44100, 1) as file:
         for _ in range(60):
             file.write(minute)
-    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py", "--samples", "Long", "--jobs", "1"],
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "preprocess_data.py", "--samples", "Long", "--jobs", "1"],
+        stdout=subprocess.DEVNULL,
+    )
     usage = os.wait4(process.pid, 0)[2]
     median_of("an hour of sound: peak memory", "MB", [usage.ru_maxrss / 1024])
 

@@ -1,6 +1,6 @@
-"""Say what a sound is with the network that eval_network.py exported, without Keras and without this project.
+"""Classify a sound with an exported network, without Keras and without this project.
 
-    python eval_network.py --export model.onnx
+    python examples/export_model.py model.onnx
     pip install numpy scipy soundfile soxr onnxruntime
     python examples/classify_onnx.py model.onnx kick.wav
 """
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import scipy.fft
-import scipy.signal
+import scipy
 import soundfile
 import soxr
 
@@ -20,38 +19,58 @@ if len(sys.argv) != 3:
 model, path = map(Path, sys.argv[1:])
 for file in (model, model.with_suffix(".json"), path):
     if not file.is_file():
-        sys.exit(f"{file}: {'is a folder; name a file' if file.is_dir() else 'is not there'}")
-info = json.loads(model.with_suffix(".json").read_text())
-settings = info["features"]
-n_fft, hop_length, n_frames = settings["n_fft"], settings["hop_length"], info["n_frames"]
-
+        sys.exit(f"{file}: {'is a folder' if file.is_dir() else 'not found'}; name a file")
 try:
-    y, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
-except soundfile.SoundFileError as error:
-    sys.exit(f"{path}: is not a sound that can be read: {error}")
-if not len(y):
-    sys.exit(f"{path}: holds no samples")
+    network = onnxruntime.InferenceSession(model)
+    info = json.loads(model.with_suffix(".json").read_text())
+    settings = info["features"]
+except Exception as error:  # the kinds of damage raise different errors
+    sys.exit(f"{model}: is not an ONNX network from export_model.py, or its .json is damaged; "
+             f"export it again ({' '.join(str(error).split())})")
+sample_rate = settings["sample_rate"]  # Hz
 n_channels = settings["channels"]
-y = y.mean(axis=1)[None] if n_channels == 1 else y[:, np.minimum(range(n_channels), y.shape[1] - 1)].T
-if sample_rate != settings["sample_rate"]:  # by the resampler of training: another one gives other scores
-    y = soxr.resample(y.T, sample_rate, settings["sample_rate"]).T
+n_fft = settings["n_fft"]
+n_frames = info["n_frames"]
 
-y = np.pad(y.astype(float), ((0, 0), (n_fft // 2, n_fft // 2)))  # (channels, n_samples + n_fft)
-frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::hop_length]  # (channels, n, n_fft)
+# The sound, with the channels and at the sample rate of training.
+try:
+    y, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+except soundfile.SoundFileError as error:
+    sys.exit(f"{path}: cannot be read as a sound: {error}; convert it to WAV")
+if not len(y):
+    sys.exit(f"{path}: holds no samples; name another sound")
+if n_channels == 1:
+    y = y.mean(axis=1, keepdims=True)
+else:
+    y = y[:, np.minimum(range(n_channels), y.shape[1] - 1)]  # repeats the last one if need be
+if file_rate != sample_rate:
+    y = soxr.resample(y, file_rate, sample_rate)  # another resampler would change the scores
+
+# Its log-mel spectrogram, in dB.
+y = np.pad(y.T.astype(float), ((0, 0), (n_fft // 2, n_fft // 2)))  # (n_channels, n_samples + n_fft)
+frames = np.lib.stride_tricks.sliding_window_view(y, n_fft, axis=1)[:, ::settings["hop_length"]]
 power = np.abs(scipy.fft.rfft(frames * scipy.signal.get_window("hann", n_fft))) ** 2
-mel = np.stack([power[..., f["first_bin"]:f["first_bin"] + len(f["weights"])] @ f["weights"]
-                for f in info["mel_filters"]], axis=1)  # (channels, n_mels, n)
-db = 10 * np.log10(np.maximum(mel, info["amin"]))
+bands = []
+for mel in info["mel_filters"]:
+    first = mel["first_bin"]
+    bands.append(power[..., first:first + len(mel["weights"])] @ mel["weights"])
+db = 10 * np.log10(np.maximum(np.stack(bands, axis=1), info["amin"]))  # (n_channels, n_mels, n)
 silence = max(10 * np.log10(info["amin"]), db.max() - info["top_db"])
-missing = max(0, n_frames - db.shape[-1])
-db = np.pad(np.maximum(db, silence), ((0, 0), (0, 0), (missing // 2, missing - missing // 2)), constant_values=silence)
-last = db.shape[-1] - n_frames
-starts = np.linspace(0, last, 1 + int(np.ceil(last / n_frames))).astype(int)  # the fewest windows that cover it
+db = np.maximum(db, silence)
+
+# The fewest windows that cover it, with silence around a short sound.
+missing = max(0, n_frames - db.shape[2])
+margins = missing // 2, missing - missing // 2
+db = np.pad(db, ((0, 0), (0, 0), margins), constant_values=silence)
+last = db.shape[2] - n_frames
+starts = np.linspace(0, last, 1 + int(np.ceil(last / n_frames))).astype(int)
 windows = np.stack([db[..., start:start + n_frames] for start in starts]).astype(np.float32)
 
-network = onnxruntime.InferenceSession(model)
-name, shape = network.get_inputs()[0].name, (len(windows), *network.get_inputs()[0].shape[1:])
-scores = network.run(None, {name: windows.reshape(shape)})[0].mean(axis=0, dtype=float)
-scores = np.maximum(scores, 1e-12) ** (1 / info["temperature"])  # calibration
-for p, label in sorted(zip(scores / scores.sum(), info["classes"]), reverse=True)[:5]:
-    print(f"{p:.6f}  {label}")
+# The mean of their class probabilities, calibrated.
+inputs = network.get_inputs()[0]
+windows = windows.reshape(len(windows), *inputs.shape[1:])  # without channels if there is one
+probabilities = network.run(None, {inputs.name: windows})[0].mean(axis=0, dtype=float)
+probabilities = np.maximum(probabilities, 1e-12) ** (1 / info["temperature"])
+probabilities /= probabilities.sum()
+for p, name in sorted(zip(probabilities, info["classes"]), reverse=True)[:5]:
+    print(f"{p:.6f}  {name}")

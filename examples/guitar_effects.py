@@ -1,11 +1,16 @@
-"""Write a set of twelve guitar effects: synthetic plucked strings, each dry note through every effect.
+"""Synthesise a data set of twelve guitar effects: each plucked note goes through every effect.
 
-Reads nothing. Writes 2-second WAV files (44.1 kHz, 16 bit, mono) to OUT/<effect>/, with the classes, settings
-and kind of names of the IDMT-SMT-Audio-Effects set: G61-47202-3341-00017.wav is guitar and pickup 6, playing
-style 1, MIDI note 47 on string 2 at fret 02, effect group 3, type 34 (Tremolo), setting 1, running number 17.
+Reads nothing. Writes 2-second WAV files (44.1 kHz, 16 bit, mono) to OUT/<effect>/. The classes,
+settings and file names follow IDMT-SMT-Audio-Effects. The parts of G61-47202-3341-00017.wav are:
+
+    G61    guitar and pickup 6, playing style 1
+    47202  MIDI note 47, on string 2 at fret 02
+    3341   effect group 3, type 34 (Tremolo), setting 1
+    00017  running number
 
     python examples/guitar_effects.py demo/Samples --notes 20
 """
+
 import argparse
 from pathlib import Path
 
@@ -17,31 +22,49 @@ from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 SAMPLE_RATE = 44100  # Hz
 TIME = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE  # s
 OPEN_STRINGS = 40, 45, 50, 55, 59, 64  # MIDI notes of a guitar in standard tuning
-ALL_NOTES = [(guitar, style, string, fret) for guitar in (6, 7, 8, 9) for style in (1, 3)
-             for string in range(6) for fret in range(13)]  # 624 dry notes, as in the recorded set
+ALL_NOTES = [
+    (guitar, style, string, fret)
+    for guitar in (6, 7, 8, 9)
+    for style in (1, 3)
+    for string in range(6)
+    for fret in range(13)
+]  # 624 dry notes, as in the recorded set
 
 
 # ---------------------------------------------------------------- the dry note
 
+
 def pluck(guitar, style, string, fret, rng):
-    """A Karplus-Strong string: noise through a comb whose loop is tuned to the note and damps its highs."""
-    period = SAMPLE_RATE / (440 * 2 ** ((OPEN_STRINGS[string] + fret - 69 + rng.normal(0, 0.03)) / 12))  # samples
+    """A Karplus-Strong string: noise through a tuned comb that damps high frequencies."""
+    period = SAMPLE_RATE / (
+        440 * 2 ** ((OPEN_STRINGS[string] + fret - 69 + rng.normal(0, 0.03)) / 12)
+    )  # samples
     burst = rng.normal(size=int(period)) * np.hanning(int(period))
-    burst = lfilter(*butter(1, rng.uniform(0.06, 0.12) * (1 if style == 1 else 4)), burst)  # finger or plectrum
-    position = max(1, int(period * rng.uniform(0.1, 0.3)))  # where the string is plucked: a comb of its own
+    burst = lfilter(
+        *butter(1, rng.uniform(0.06, 0.12) * (1 if style == 1 else 4)), burst
+    )  # finger or plectrum
+    position = max(
+        1, int(period * rng.uniform(0.1, 0.3))
+    )  # where the string is plucked, which acts as a comb filter
     excitation = np.zeros(len(TIME))
     onset = int(rng.uniform(0.005, 0.05) * SAMPLE_RATE)
-    excitation[onset:onset + len(burst)] = burst
-    excitation[onset + position:onset + position + len(burst)] -= burst
+    excitation[onset : onset + len(burst)] = burst
+    excitation[onset + position : onset + position + len(burst)] -= burst
     whole, part = divmod(period - 0.5, 1)  # the two-tap damping filter delays by half a sample
     loop = np.zeros(int(whole) + 3)
     loop[0] = 1
-    loop[-3:] = -np.convolve([0.5, 0.5], [1 - part, part]) * 0.001 ** (period / SAMPLE_RATE / rng.uniform(2, 5))
-    tone = lfilter(*butter(2, (80, 2500 + 700 * guitar), "bandpass", fs=SAMPLE_RATE), lfilter([1], loop, excitation))
+    loop[-3:] = -np.convolve([0.5, 0.5], [1 - part, part]) * 0.001 ** (
+        period / SAMPLE_RATE / rng.uniform(2, 5)
+    )
+    tone = lfilter(
+        *butter(2, (80, 2500 + 700 * guitar), "bandpass", fs=SAMPLE_RATE),
+        lfilter([1], loop, excitation),
+    )
     return tone / np.abs(tone).max() + rng.normal(0, 10 ** (rng.uniform(-75, -60) / 20), len(TIME))
 
 
-# ---------------------------------------------------------------- effects: (dry note, setting's values, rng) -> sound
+# ---------------------------------------------------------------- effects: (dry, values, rng)
+
 
 def sweep(rate, rng):
     """A low-frequency sine of `rate` Hz between 0 and 1, from a random phase."""
@@ -59,7 +82,9 @@ def no_fx(dry, _, rng):
 
 def eq(dry, values, rng):
     low, high, amount = values
-    return dry + amount * sosfilt(butter(1, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos"), dry)
+    return dry + amount * sosfilt(
+        butter(1, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos"), dry
+    )
 
 
 def feedback_delay(dry, values, rng):
@@ -75,7 +100,7 @@ def slapback_delay(dry, values, rng):
 def reverb(dry, values, rng):
     seconds, amount = values  # until 60 dB down
     room = rng.normal(size=len(TIME)) * 10 ** (-3 * TIME / seconds)
-    return dry + amount * fftconvolve(dry, room)[:len(TIME)] / np.sqrt((room**2).sum())
+    return dry + amount * fftconvolve(dry, room)[: len(TIME)] / np.sqrt((room**2).sum())
 
 
 def chorus(dry, values, rng):
@@ -133,7 +158,9 @@ EFFECTS = {  # class: (IDMT's group and type, function, values of each setting)
     "Distortion": (41, clip, [(20, 0.0, 5000), (40, 0.0, 4000), (80, 0.0, 6000)]),
     "Overdrive": (42, clip, [(3, 0.4, 5000), (5, 0.5, 4000), (8, 0.6, 6000)]),
 }
-N_SETTINGS = sum(len(settings) for _, _, settings in EFFECTS.values())  # 33, for 20,592 files in all
+N_SETTINGS = sum(
+    len(settings) for _, _, settings in EFFECTS.values()
+)  # 33, for 20,592 files in all
 
 
 def file_name(index, code, setting, number):
@@ -144,31 +171,43 @@ def file_name(index, code, setting, number):
 
 
 def write_note(index, out, seed):
-    """Write dry note `index` of ALL_NOTES through every setting; it depends on the seed and the index alone."""
+    """Write note `index` of ALL_NOTES through every setting. Only seed and index decide it."""
     rng = np.random.default_rng([seed, index])
     dry, number = pluck(*ALL_NOTES[index], rng), index * N_SETTINGS
     for effect, (code, function, settings) in EFFECTS.items():
         for setting, values in enumerate(settings, 1):
             number += 1
             sound = function(dry, values, rng)
-            sound = sound * 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()  # dry itself stays as it is
+            sound = (
+                sound * 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()
+            )  # dry itself stays as it is
             path = out / effect / file_name(index, code, setting, number)
             soundfile.write(path, sound, SAMPLE_RATE, "PCM_16")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder to write to, such as Samples")
-    parser.add_argument("--notes", type=int, default=20, choices=range(2, len(ALL_NOTES) + 1), metavar="N",
-                        help=f"dry notes, 2 to {len(ALL_NOTES)} (default: 20); each gives {N_SETTINGS} files")
+    parser.add_argument(
+        "--notes",
+        type=int,
+        default=20,
+        choices=range(2, len(ALL_NOTES) + 1),
+        metavar="N",
+        help=f"dry notes, 2 to {len(ALL_NOTES)} (default: 20); each gives {N_SETTINGS} files",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for effect in EFFECTS:
         (args.out / effect).mkdir(parents=True, exist_ok=True)
-    notes = np.random.default_rng(args.seed).permutation(len(ALL_NOTES))[:args.notes]
+    notes = np.random.default_rng(args.seed).permutation(len(ALL_NOTES))[: args.notes]
     Parallel(n_jobs=-1)(delayed(write_note)(int(index), args.out, args.seed) for index in notes)
-    print(f"{args.out}: {len(notes) * N_SETTINGS} sounds, {len(notes)} notes through {N_SETTINGS} settings "
-          f"of {len(EFFECTS)} effects")
+    print(
+        f"{args.out}: {len(notes) * N_SETTINGS} sounds, {len(notes)} notes through "
+        f"{N_SETTINGS} settings of {len(EFFECTS)} effects"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the tests share: small sets of sounds, and the scripts run as a user runs them."""
 import csv
+import ctypes
 import json
 import os
 import shutil
@@ -19,34 +20,46 @@ SAMPLE_RATE = 8000  # Hz
 DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings are not here")
 # Two workers share two cores: more threads would wait for one another.
-os.environ.update({name: "1" for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")})
-# A job in the background ignores Ctrl-C, and the scripts that tests start and interrupt would inherit that.
+THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"
+os.environ.update(dict.fromkeys(THREADS, "1"))
+# A job in the background ignores Ctrl-C. The scripts that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run(script, *args, cwd, status=0):
-    """Run a script in `cwd`; its result, after checking the exit status and that there is no traceback."""
-    result = subprocess.run([sys.executable, ROOT / script, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+def run(script, *args, cwd, status=0, before=None):
+    """Run a script, a path below the project, in the folder `cwd`. Returns its result.
+
+    Checks the exit status, and that there is no traceback. before: called in the new process.
+    """
+    command = [sys.executable, ROOT / script, *map(str, args)]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, preexec_fn=before)
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result
 
 
-def one_line(script, *args, cwd, status=1):
-    """Run a script that must fail with one line on stderr; that line."""
-    lines = run(script, *args, cwd=cwd, status=status).stderr.splitlines()
+def one_line(script, *args, cwd, status=1, before=None):
+    """Run a script that must fail with one line on stderr. Returns that line."""
+    lines = run(script, *args, cwd=cwd, status=status, before=before).stderr.splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def drop_root():
+    """Take from root the right to pass over permissions. Called in a new process on Linux."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def tone(rng, hertz, seconds=0.4):
     """A sine of about `hertz` with a little noise. [shape=(n_samples,)]"""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    return 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.9, 1.1) * time) + 0.01 * rng.normal(size=len(time))
+    sine = np.sin(2 * np.pi * hertz * rng.uniform(0.9, 1.1) * time)
+    return 0.3 * sine + 0.01 * rng.normal(size=len(time))
 
 
 def write_sounds(folder, classes=("low", "middle", "high"), n=10):
-    """Write n tones a class into folder/Samples, each class an octave and more above the one before."""
+    """Write n tones of each class into folder/Samples, each class more than an octave higher."""
     rng = np.random.default_rng(0)
     for k, name in enumerate(classes):
         (folder / "Samples" / name).mkdir(parents=True)
@@ -70,10 +83,11 @@ def read_scores(folder):
 
 
 def made_once(tmp_path_factory, name, make):
-    """The folder `name` of this run of the tests, in which the first process that wants it has called make(folder)."""
+    """The folder `name` of this run of the tests, in which make(folder) was called once."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with utils.alone_in(base):
+    (base / f"{name} lock").mkdir(exist_ok=True)
+    with utils.folder_lock(base / f"{name} lock"):
         if not (base / name).exists():
             (base / name).mkdir()
             make(base / name)
@@ -82,14 +96,23 @@ def made_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder in which the four scripts were run; tests look, and copy what they change."""
+    """A folder in which the four scripts were run. Tests look, and copy what they change."""
     def make(folder):
         write_sounds(folder)
         run("augment_data.py", 1, *sorted((folder / "Samples").glob("*/*")), cwd=folder)
         run("preprocess_data.py", cwd=folder)
-        (folder / "train.txt").write_text(run("train_network.py", "--epochs", 3, cwd=folder).stdout)
+        said = run("train_network.py", "--epochs", 3, "--layers", 1, cwd=folder).stdout
+        (folder / "train.txt").write_text(said)
         (folder / "eval.txt").write_text(run("eval_network.py", cwd=folder).stdout)
     return made_once(tmp_path_factory, "trained", make)
+
+
+@pytest.fixture
+def preprocessed(tmp_path_factory, tmp_path):
+    """A folder with Samples/ of three classes of ten tones, and their Preproc/."""
+    def make(folder):
+        run("preprocess_data.py", cwd=write_sounds(folder))
+    return shutil.copytree(made_once(tmp_path_factory, "preprocessed", make), tmp_path / "sounds")
 
 
 @pytest.fixture
@@ -105,7 +128,10 @@ def sounds(tmp_path):
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
-    """A function that runs eval_network.py in this process, in a folder; what main() returned, and what was said."""
+    """A function that runs eval_network.py in this process, in a folder.
+
+    It returns what main() returned, and what was printed.
+    """
     def call(folder, *args):
         import eval_network
         monkeypatch.chdir(folder)

@@ -1,12 +1,13 @@
 """Break the code in one place at a time and see that a test turns red.
 
-Each mutation is applied to a copy of the project, in which the tests that concern it are run. Prints each mutation
-as killed (a test failed) or survived. Exit status 1 if one survived, if one no longer fits the code, or if its tests
-fail without it.
+Each mutation is applied to a copy of the project, in which the tests that concern it are run.
+Prints each mutation as killed (a test failed) or survived. Exit status 1 if one survived, if one no
+longer fits the code, or if its tests fail without it.
 
     python tests/mutants.py
     python tests/mutants.py learning rate    # only mutations with these words in their names
 """
+
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = "*.py", "*.txt", "*.ini", "tests/*.py", "tests/torture/*.py", "examples/*.py", "benchmarks/*.py"
+COPIED = (
+    "*.py",
+    "*.txt",
+    "*.ini",
+    "tests/*.py",
+    "tests/torture/*.py",
+    "examples/*.py",
+    "benchmarks/*.py",
+)
 
 
 class Mutation(NamedTuple):
@@ -30,132 +39,424 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     # training
-    Mutation("learning-rate schedule never set on the optimizer", "train_network.py",
-             "rate = network.optimizer.learning_rate = rate_of(", "rate = rate_of(", "training each_epoch_has"),
-    Mutation("every epoch's batches identical", "models.py",
-             "batches.begin(epoch)", "batches.begin(0)", "training each_epoch_has"),
-    Mutation("validation sounds inside the normalisation", "models.py",
-             'recipe, (spectrograms[name] for name in info["train"])',
-             'recipe, (spectrograms[name] for name in info["train"] + info["validation"])', "models choose_neither"),
-    Mutation("window length chosen from test sounds too", "models.py",
-             'choose_n_frames(spectrograms[name] for name in info["train"])',
-             'choose_n_frames(spectrograms[name] for name in info["train"] + info["test"])', "models choose_neither"),
-    Mutation("normalisation weighted by frame", "models.py",
-             "n += 1\n        mean = mean + s.mean(axis=-1, dtype=float)\n"
-             '        square = square + np.einsum("...t,...t->...", s, s, dtype=float) / s.shape[-1]',
-             "n += s.shape[-1]\n        mean = mean + s.sum(axis=-1, dtype=float)\n"
-             '        square = square + np.einsum("...t,...t->...", s, s, dtype=float)', "models counts_alike"),
-    Mutation("dropout 0", "models.py", "layers.Dropout(0.2)", "layers.Dropout(0)", "models default_network_and"),
-    Mutation("weight decay off", "models.py", "weight_decay=0.05, ", "", "models default_network_and"),
+    Mutation(
+        "learning rate never falls",
+        "models.py",
+        "optimizer = keras.optimizers.AdamW(schedule,",
+        "optimizer = keras.optimizers.AdamW(rate,",
+        "training falls_along_a_cosine",
+    ),
+    Mutation(
+        "every epoch's batches identical",
+        "train_network.py",
+        "batches.start_epoch(epoch)",
+        "batches.start_epoch(0)",
+        "training falls_along_a_cosine",
+    ),
+    Mutation(
+        "epochs do not follow from the sounds",
+        "models.py",
+        "40 * math.sqrt(n_sounds)",
+        "50 * math.sqrt(1000)",
+        "models ten_times",
+    ),
+    Mutation(
+        "validation sounds inside the normalisation",
+        "train_network.py",
+        'sounds = (spectrograms[name] for name in info["train"])',
+        'sounds = (spectrograms[name] for name in info["train"] + info["validation"])',
+        "models choose_neither",
+    ),
+    Mutation(
+        "window length chosen from test sounds too",
+        "train_network.py",
+        'models.choose_n_frames(spectrograms[name] for name in info["train"])',
+        'models.choose_n_frames(spectrograms[name] for name in info["train"] + info["test"])',
+        "models choose_neither",
+    ),
+    Mutation(
+        "normalisation weighted by frame",
+        "models.py",
+        "n += 1\n        mean = mean + s.mean(axis=-1, dtype=float)\n"
+        '        square = square + np.einsum("...t,...t->...", s, s, dtype=float) / s.shape[-1]',
+        "n += s.shape[-1]\n        mean = mean + s.sum(axis=-1, dtype=float)\n"
+        '        square = square + np.einsum("...t,...t->...", s, s, dtype=float)',
+        "models counts_alike",
+    ),
+    Mutation(
+        "dropout 0",
+        "models.py",
+        "layers.Dropout(0.2)",
+        "layers.Dropout(0)",
+        "models default_network_and",
+    ),
+    Mutation(
+        "weight decay off", "models.py", "weight_decay=0.05, ", "", "models default_network_and"
+    ),
     Mutation("clipping off", "models.py", ", clipnorm=1.0", "", "models default_network_and"),
-    Mutation("batch-norm momentum 0.99", "models.py", "momentum=0.9)", "momentum=0.99)", "models default_network_and"),
-    Mutation("mixed rows weighed by their largest part", "models.py",
-             "return parts / total[:, None], total", "return targets, weights[targets.argmax(axis=1)]",
-             "models count_alike_in_the_loss"),
-    Mutation("mixup leaves the targets alone", "models.py",
-             "for a in (x, y))", "if a is x else a for a in (x, y))", "models mixup or count_alike"),
-    Mutation("masks of zeros", "models.py",
-             "window[..., frame:frame_end] = self.fill", "window[..., frame:frame_end] = 0", "models masks"),
-    Mutation("labels never smoothed", "models.py",
-             'y = y * (1 - self.recipe["smoothing"]) + self.recipe["smoothing"] / y.shape[1]', "", "models smoothed"),
-    Mutation("padding at 0 dB", "models.py",
-             "silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)", "silence = 0", "features padding"),
-    Mutation("the first of several good epochs is kept", "train_network.py",
-             '2 * history[best].get("val_error", 0)).max())', '2 * history[best].get("val_error", 0)).min())',
-             "training lucky"),
-    Mutation("original trains on at a loss of nearly nothing", "train_network.py",
-             "MIN_PROGRESS = 1e-3", "MIN_PROGRESS = 0", "training original_holds"),
-    Mutation("optimizer forgotten by a stop", "models.py",
-             "for variable, value in zip(variables, values):", "for variable, value in zip(network.variables, values):",
-             "training ctrl_c"),
-    Mutation("no validation sounds, and nothing said", "eval_network.py",
-             'if not info["validation"]:\n        say(', "if False:\n        say(", "scripts two_sounds_a_class"),
-    Mutation("streaming reads whole arrays", "preprocess_data.py",
-             "return np.asarray(array)", "return np.array(array)", "training mapped"),
+    Mutation(
+        "no warm-up",
+        "models.py",
+        "n_warmup = n_steps // 20",
+        "n_warmup = 1",
+        "models default_network_and",
+    ),
+    Mutation(
+        "batch-norm momentum 0.99",
+        "models.py",
+        "momentum=0.9)",
+        "momentum=0.99)",
+        "models default_network_and",
+    ),
+    Mutation(
+        "mixed rows weighed by their largest part",
+        "models.py",
+        "return parts / total[:, None], total",
+        "return targets, weights[targets.argmax(axis=1)]",
+        "models count_alike_in_the_loss",
+    ),
+    Mutation(
+        "mixup leaves the targets alone",
+        "models.py",
+        ", y + share[:, None] * (y[partner] - y)",
+        ", y",
+        "models mixup or count_alike",
+    ),
+    Mutation(
+        "masks of zeros",
+        "models.py",
+        "window[..., frame:frame_end] = self.fill",
+        "window[..., frame:frame_end] = 0",
+        "models masks",
+    ),
+    Mutation(
+        "labels never smoothed",
+        "models.py",
+        "y = y * (1 - smoothing) + smoothing / y.shape[1]",
+        "",
+        "models smoothed",
+    ),
+    Mutation(
+        "padding at 0 dB",
+        "models.py",
+        "silence = max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)",
+        "silence = 0",
+        "features padding",
+    ),
+    Mutation(
+        "optimizer forgotten by a stop",
+        "train_network.py",
+        "return models.load_network(path, compile=True)",
+        "network, info = models.load_network(path)\n"
+        '        models.compile_network(network, "default", info["hyperparameters"], 150)\n'
+        "        return network, info",
+        "training ctrl_c",
+    ),
+    Mutation(
+        "dropout of its own after a stop",
+        "train_network.py",
+        'models.seed_dropout(network, info["seed"], epoch)',
+        "pass",
+        "training ctrl_c",
+    ),
+    Mutation(
+        "weights replaced before the training ends",
+        "train_network.py",
+        "models.save_network(network, info, checkpoint_path(args.save))",
+        "models.save_network(network, info, args.save)",
+        "training earlier_weights_stay",
+    ),
+    Mutation(
+        "a stopped training of other flags continued",
+        "train_network.py",
+        "    check_same_training(path, earlier, info)\n    say(",
+        "    say(",
+        "training other_settings_is_not_continued",
+    ),
+    Mutation(
+        "a loss that is not finite",
+        "train_network.py",
+        "if not np.isfinite(",
+        "if np.isnan(",
+        "training diverges",
+    ),
+    Mutation(
+        "no validation sounds, and nothing said",
+        "train_network.py",
+        'if not info["validation"]:\n        say(',
+        "if False:\n        say(",
+        "scripts two_sounds_a_class",
+    ),
+    Mutation(
+        "mapped spectrograms read whole",
+        "utils.py",
+        'return np.asarray(np.memmap(path, np.float32, "r", offset, shape))',
+        'return np.array(np.memmap(path, np.float32, "r", offset, shape))',
+        "training mapped",
+    ),
+    Mutation(
+        "windows hold whole arrays open",
+        "models.py",
+        "start + self.n_frames].copy()",
+        "start + self.n_frames]",
+        "training no_hold",
+    ),
+    Mutation(
+        "whole arrays read for a window",
+        "models.py",
+        "padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)",
+        "padded = pad_spectrogram(spectrogram[..., :], self.n_frames + 2 * margin)",
+        "training no_more_of_long",
+    ),
     # leaks
-    Mutation("the split ignores its seed", "train_network.py", 'f"{seed}/{group}"', 'f"{group}"', "split seed_decides"),
-    Mutation("copies among the test sounds", "train_network.py",
-             "originals(held_out, copies)", "sorted(held_out)", "split copies_stay"),
-    Mutation("x.wav apart from x.mp3", "train_network.py",
-             "return utils.stem_of(source)", "return source", "split two_formats"),
-    Mutation("identical files on both sides", "train_network.py",
-             "return [name for name in names if keys[name] not in others]", "return list(names)", "split identical"),
-    Mutation("twins told by their middle frames alone", "train_network.py",
-             "if counts[key] > 1]:", "if False]:", "split middle"),
-    Mutation("two formats count as two recordings", "train_network.py",
-             "{utils.stem_of(name) for name in names if name not in copies}", "(n for n in names if n not in copies)",
-             "split few_recordings"),
-    Mutation("windows hold whole arrays open", "models.py",
-             "start + self.n_frames].copy()", "start + self.n_frames]", "training no_hold"),
-    Mutation("whole arrays read for a window", "models.py",
-             "padded = pad_to(spectrogram, self.n_frames + 2 * margin)",
-             "padded = pad_to(spectrogram[..., :], self.n_frames + 2 * margin)", "training no_more_of_long"),
-    Mutation("groups see the file name alone", "train_network.py",
-             'path = source.split("/", 1)[1]', 'path = source.rsplit("/", 1)[1]', "split subfolders"),
-    Mutation("capture groups ignored", "train_network.py",
-             "part = 1 if groups.groups and match[1] is not None else 0", "part = 0", "split capture"),
-    Mutation("a copy by its name alone", "utils.py",
-             "if stem_of(source) in by_stem or is_listed:", "if True:", "split august"),
-    Mutation("augmentations.csv not read", "utils.py",
-             "if stem_of(source) in by_stem or is_listed:", "if stem_of(source) in by_stem:", "split august"),
-    Mutation("earlier training sounds validate", "train_network.py",
-             "not in learned_groups]", "]", "training learned_from_neither"),
-    Mutation("earlier training sounds are tested", "train_network.py",
-             "not in seen_groups]", "]", "training learned_from_neither"),
-    Mutation("sample rates that tell classes apart, and nothing said", "preprocess_data.py",
-             "TELLING_SHARE = 0.5", "TELLING_SHARE = 1", "errors tell_classes_apart"),
-    Mutation("no groups suggested", "train_network.py", "if n_values > most:", "if False:", "split suggested"),
+    Mutation(
+        "the split ignores its seed",
+        "train_network.py",
+        'hash_text(f"{salt}/{key}")',
+        'hash_text(f"{key}")',
+        "split seed_decides",
+    ),
+    Mutation(
+        "copies among the test sounds",
+        "train_network.py",
+        '"test": originals(held_out, copies)',
+        '"test": sorted(held_out)',
+        "split copies_stay",
+    ),
+    Mutation(
+        "x.wav apart from x.mp3",
+        "train_network.py",
+        "return stem_of(source)",
+        "return source",
+        "split two_formats",
+    ),
+    Mutation(
+        "identical files in two subsets",
+        "train_network.py",
+        'train = [name for name in split["train"] if keys[name] not in held_out]',
+        'train = list(split["train"])',
+        "split identical",
+    ),
+    Mutation(
+        "twins told by their middle frames alone",
+        "train_network.py",
+        "if counts[key] > 1:",
+        "if False:",
+        "split middle",
+    ),
+    Mutation(
+        "two formats count as two recordings",
+        "train_network.py",
+        "{stem_of(name) for name in names if name not in copies}",
+        "[name for name in names if name not in copies]",
+        "split few_recordings",
+    ),
+    Mutation(
+        "groups see the file name alone",
+        "train_network.py",
+        'path = source.split("/", 1)[1]',
+        'path = source.rsplit("/", 1)[1]',
+        "split subfolders",
+    ),
+    Mutation(
+        "capture groups ignored",
+        "train_network.py",
+        "part = 1 if groups.groups and match[1] is not None else 0",
+        "part = 0",
+        "split capture",
+    ),
+    Mutation(
+        "a copy by its name alone",
+        "utils.py",
+        "if stem_of(source) in by_stem or (source, found[1]) in listed:",
+        "if True:",
+        "split august",
+    ),
+    Mutation(
+        "augmentations.csv not read",
+        "utils.py",
+        "if stem_of(source) in by_stem or (source, found[1]) in listed:",
+        "if stem_of(source) in by_stem:",
+        "split august",
+    ),
+    Mutation(
+        "earlier training sounds validate",
+        "train_network.py",
+        "not in learned_groups]",
+        "]",
+        "training learned_from_neither",
+    ),
+    Mutation(
+        "earlier training sounds are tested",
+        "train_network.py",
+        "not in seen_groups]",
+        "]",
+        "training learned_from_neither",
+    ),
+    Mutation(
+        "sample rates that tell classes apart, and nothing said",
+        "utils.py",
+        "TELLING_SHARE = 0.5",
+        "TELLING_SHARE = 1",
+        "errors tell_classes_apart",
+    ),
+    Mutation(
+        "no groups suggested",
+        "train_network.py",
+        "if n_values > most:",
+        "if False:",
+        "split suggested",
+    ),
     # features and files
-    Mutation("sounds are not resampled", "preprocess_data.py",
-             "if sample_rate != settings.sample_rate:", "if False:", "features resamples"),
-    Mutation("amplitude instead of power", "preprocess_data.py",
-             "power = np.square(spectrum.real) + np.square(spectrum.imag)", "power = np.abs(spectrum)",
-             "features equals_librosa"),
-    Mutation("a symmetric window", "preprocess_data.py",
-             "2 * np.pi / n_fft * np", "2 * np.pi / (n_fft - 1) * np", "features equals_librosa"),
-    Mutation("mel filters stay behind", "preprocess_data.py", ', "filters": self.filters}', "}", "features travel"),
-    Mutation("stale spectrograms removed in quadratic time", "preprocess_data.py",
-             "not name.startswith(locked)]\n    for", "not name.startswith(locked_folders(wanted))]\n    for",
-             "errors stale_spectrograms"),
-    Mutation("folders and patterns not expanded", "augment_data.py",
-             "names += expand(argument)", "names.append(argument)", "augment patterns_in_quotes"),
+    Mutation(
+        "sounds are not resampled",
+        "utils.py",
+        "if sample_rate == settings.sample_rate:",
+        "if True:",
+        "features resamples",
+    ),
+    Mutation(
+        "amplitude instead of power",
+        "utils.py",
+        "power = np.square(spectrum.real) + np.square(spectrum.imag)",
+        "power = np.abs(spectrum)",
+        "features equals_librosa",
+    ),
+    Mutation(
+        "a symmetric window",
+        "utils.py",
+        'get_window("hann", n_fft)',
+        'get_window("hann", n_fft, fftbins=False)',
+        "features equals_librosa",
+    ),
+    Mutation(
+        "a stale spectrogram kept",
+        "preprocess_data.py",
+        "return is_whole and agree_in_time(sound.st_mtime_ns, array.st_mtime_ns)",
+        "return is_whole",
+        "preprocess just_what_changed",
+    ),
+    Mutation(
+        "spectrograms of other settings kept",
+        "preprocess_data.py",
+        'saved.get("features") == made_with["features"]',
+        "True",
+        "preprocess changed_settings",
+    ),
+    Mutation(
+        "a sound that crashes its decoder ends the run",
+        "utils.py",
+        "crashed.extend(running.values())",
+        "raise",
+        "preprocess crashes_its",
+    ),
+    Mutation(
+        "workers outlive a killed run",
+        "utils.py",
+        "threading.Thread(target=exit_with_parent, daemon=True).start()",
+        "pass",
+        "preprocess killed",
+    ),
+    Mutation(
+        "folders and patterns not expanded",
+        "augment_data.py",
+        "names += expand_argument(argument)",
+        "names.append(argument)",
+        "augment patterns_in_quotes",
+    ),
     # evaluation
-    Mutation("ROC of negated scores", "eval_network.py", "roc_curve(truth, p)", "roc_curve(truth, -p)",
-             "evaluation scikit_learn"),
-    Mutation("precision and recall swapped", "eval_network.py",
-             "(recall, precision)\n    counts", "(precision, recall)\n    counts", "evaluation scikit_learn"),
-    Mutation("macro curve replaced by 1 - x", "eval_network.py",
-             "return np.repeat(x, 2), np.stack([foot, top], axis=1).ravel()", "return x, 1 - x",
-             "evaluation scikit_learn"),
-    Mutation("confusion shares transposed", "eval_network.py",
-             "ConfusionMatrixDisplay(shares,", "ConfusionMatrixDisplay(shares.T,", "evaluation confusion"),
-    Mutation("rows without sounds not marked", "eval_network.py", 'labels[k] += " (no test sound)"', "pass",
-             "evaluation confusion"),
-    Mutation("timeline rows reversed", "eval_network.py", "scores[:, most].T", "scores[:, most[::-1]].T",
-             "evaluation timeline_says"),
-    Mutation("reliability in 15 bins whatever the number", "eval_network.py",
-             "n_bins = int(np.clip(len(y) // 20, 3, N_BINS))", "n_bins = N_BINS", "evaluation reliability"),
-    Mutation("titles of mistakes with a literal \\\\n", "eval_network.py",
-             '"\\n".join(map(plain, lines))', 'plain("\\n".join(lines))', "evaluation legible"),
-    Mutation("four digits whatever the number", "eval_network.py", ", 2, 4))}f", ", 4, 4))}f", "evaluation digits"),
-    Mutation("the table of scores held in memory", "eval_network.py",
-             "lines = ([*row[:3], *(f\"{p:.6f}\" for p in row[3:])] for row in rows)",
-             "lines = [[*row[:3], *(f\"{p:.6f}\" for p in row[3:])] for row in rows]", "evaluation row_by_row"),
-    Mutation("new sounds uncalibrated", "eval_network.py",
-             'models.predict(network, heard, info["temperature"])', "models.predict(network, heard)",
-             "evaluation alone_and_in_a_batch"),
-    Mutation("one probability of a new sound", "eval_network.py",
-             '*(f"{p:.6f}" for p in scores)])', 'f"{sure:.6f}"])', "evaluation alone_and_in_a_batch"),
+    Mutation(
+        "AUC of negated scores",
+        "eval_network.py",
+        "roc_auc_score(y == k, probabilities[:, k])",
+        "roc_auc_score(y == k, -probabilities[:, k])",
+        "evaluation scikit_learn",
+    ),
+    Mutation(
+        "precision and recall swapped",
+        "eval_network.py",
+        "(recall, precision) for k, (precision, recall)",
+        "(precision, recall) for k, (precision, recall)",
+        "evaluation",
+    ),
+    Mutation(
+        "macro curve without its steps",
+        "eval_network.py",
+        "np.nextafter(rates, -1), rates",
+        "rates, rates",
+        "evaluation",
+    ),
+    Mutation(
+        "confusion shares transposed",
+        "eval_network.py",
+        "axes.imshow(shares,",
+        "axes.imshow(shares.T,",
+        "evaluation confusion",
+    ),
+    Mutation(
+        "rows without sounds not marked",
+        "eval_network.py",
+        'names[k] += " (no test sounds)"',
+        "pass",
+        "evaluation confusion",
+    ),
+    Mutation(
+        "reliability in 15 bins whatever the number",
+        "eval_network.py",
+        "n_bins = int(np.clip(len(y) // 20, 3, N_BINS))",
+        "n_bins = N_BINS",
+        "evaluation reliability",
+    ),
+    Mutation(
+        "four digits whatever the number",
+        "eval_network.py",
+        ", 2, 4))",
+        ", 4, 4))",
+        "evaluation digits",
+    ),
+    Mutation(
+        "new sounds uncalibrated",
+        "eval_network.py",
+        'models.predict_sounds(network, sounds, info["temperature"])',
+        "models.predict_sounds(network, sounds)",
+        "evaluation alone_and_in_a_batch",
+    ),
+    Mutation(
+        "timeline clipped by the whole recording",
+        "examples/timeline.py",
+        "window.max() - utils.TOP_DB",
+        "decibels.max() - utils.TOP_DB",
+        "timeline",
+    ),
     # commands
-    Mutation("an export ends in a traceback", "utils.py", "n_bad = main() or 0", "n_bad = main()", "commands ONNX"),
-    Mutation("no bar while sounds are scored", "eval_network.py",
-             'in utils.progress(numbered, names, "Scoring"):', "in numbered:", "commands write[evaluate]"),
-    Mutation("weights looked for after Keras is loaded", "eval_network.py",
-             "    utils.check_weights_path(args.weights)\n", "", "errors before_keras"),
-    Mutation("the next command without its folder", "utils.py",
-             "os.path.join(os.path.dirname(sys.argv[0]), script)", "script", "errors next_command"),
-    Mutation("foreign layers built", "models.py",
-             "if foreign := kinds - OURS:", "if foreign := set():", "damage layer"),
+    Mutation(
+        "no bar while sounds are scored",
+        "eval_network.py",
+        'predictions = utils.show_progress(predictions, len(names), "Scoring")',
+        "pass",
+        "commands write[evaluate]",
+    ),
+    Mutation(
+        "weights looked for after Keras is loaded",
+        "eval_network.py",
+        "    utils.check_weights_path(args.weights)\n",
+        "",
+        "errors before_keras",
+    ),
+    Mutation(
+        "the next command without its folder",
+        "utils.py",
+        "os.path.join(os.path.dirname(sys.argv[0]), script)",
+        "script",
+        "errors next_command",
+    ),
+    Mutation(
+        "foreign layers built",
+        "models.py",
+        "if foreign := kinds - SAFE_CLASSES:",
+        "if foreign := set():",
+        "damage layer",
+    ),
 ]
 
 
@@ -166,8 +467,17 @@ def tests_of(mutation):
 
 
 def run_tests(folder, mutation):
-    """Run a mutation's tests in `folder`. Returns pytest's exit status: 0 all passed, 1 some failed, 5 none chosen."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutation)]
+    """Run a mutation's tests in `folder`. Returns pytest's exit status: 0 passed, 1 failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *tests_of(mutation),
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True).returncode
 
 
@@ -190,7 +500,9 @@ def judge(mutation):
         if run_tests(folder, mutation) != 0:
             return "its tests fail without it"
         path.write_text(text.replace(mutation.old, mutation.new))
-        return {0: "survived", 1: "killed"}.get(run_tests(folder, mutation), "its tests cannot be run")
+        return {0: "survived", 1: "killed"}.get(
+            run_tests(folder, mutation), "its tests cannot be run"
+        )
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Copies are what a musician would accept: exact, repeatable, all different, and the original untouched."""
+"""Copies are exact, repeatable and all different, and the original stays untouched."""
 import csv
 import os
 import shutil
@@ -12,7 +12,17 @@ from conftest import DATA, ROOT, SAMPLE_RATE, needs_data, one_line, run, tone
 
 import augment_data
 import utils
-from augment_data import DEFORMATIONS, PRESETS, compress, draw, make_copy, noise_like, rms, stretch, warp
+from augment_data import (
+    DEFORMATIONS,
+    PRESETS,
+    compress_sound,
+    draw_parameters,
+    make_copy,
+    make_noise,
+    measure_rms,
+    stretch_sound,
+    warp_sound,
+)
 
 RATE = 44100  # Hz, where musicians work
 ALL = tuple(DEFORMATIONS)
@@ -20,7 +30,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 
 def sine(hertz, seconds=2.0, rate=RATE, level=0.5):
-    return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)[:, None]
+    """A sine. [shape=(n_samples, 1), float32]"""
+    time = np.arange(int(seconds * rate)) / rate
+    return (level * np.sin(2 * np.pi * hertz * time)).astype(np.float32)[:, None]
 
 
 def peak_frequency(y, near, rate=RATE):
@@ -58,33 +70,36 @@ def test_pitch_hits_the_drawn_interval_within_5_cents(hertz, rate):
     for k in range(1, 7):
         copy, parameters = make_copy(sine(hertz, 1.5, rate), rate, "a.wav", k, names=("pitch",))
         expected = hertz * 2 ** (parameters["pitch_semitones"] / 12)
-        assert abs(cents(peak_frequency(copy[rate // 4:-rate // 4], expected, rate), expected)) < 5
+        found = peak_frequency(copy[rate // 4:-rate // 4], expected, rate)
+        assert abs(cents(found, expected)) < 5
 
 
 @pytest.mark.parametrize("hertz", [80, 440, 4000])
 @pytest.mark.parametrize("speed", [0.9, 0.97, 1.1])
 def test_speed_alone_keeps_pitch_and_level(hertz, speed):
-    copy = warp(sine(hertz), RATE, speed_ratio=speed)[RATE // 4:int(1.5 * RATE)]
+    copy = warp_sound(sine(hertz), RATE, speed_ratio=speed)[RATE // 4:int(1.5 * RATE)]
     assert abs(cents(peak_frequency(copy, hertz), hertz)) < 5
-    assert abs(20 * np.log10(rms(copy) / (0.5 / np.sqrt(2)))) < 0.2
+    assert abs(20 * np.log10(measure_rms(copy) / (0.5 / np.sqrt(2)))) < 0.2
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("speed", [0.9, 0.97, 1.1])
 def test_speed_alone_hits_the_drawn_length(speed, rate):
-    """Also between two clicks, which stay sharp: a phase vocoder without care smears them over 40 ms."""
+    """Two clicks move apart by the ratio and stay sharp; a plain phase vocoder smears them."""
     y = np.zeros((2 * rate, 1), np.float32)
     y[[rate // 5, rate * 9 // 5]] = 1
-    copy = stretch(y, rate, speed)
+    copy = stretch_sound(y, rate, speed)
     assert len(copy) == round(len(y) / speed)
-    first, second = (np.argmax(np.abs(copy[:rate])), rate + np.argmax(np.abs(copy[rate:])))
+    first = np.argmax(np.abs(copy[:rate]))
+    second = rate + np.argmax(np.abs(copy[rate:]))
     assert abs((second - first) / (1.6 * rate / speed) - 1) < 0.005
-    assert rms(copy[first - rate // 200:first + rate // 200]) ** 2 * (rate // 100) > 0.9 * rms(copy[:rate]) ** 2 * rate
+    energy_of_click = np.square(copy[first - rate // 200:first + rate // 200]).sum()
+    assert energy_of_click > 0.9 * np.square(copy[:rate]).sum()
 
 
 @pytest.mark.parametrize("ratio", [0.9, 1.04, 1.1])
 def test_speed_with_pitch_moves_both(ratio):
-    copy = warp(sine(440, 1.0), RATE, speed_with_pitch_ratio=ratio)
+    copy = warp_sound(sine(440, 1.0), RATE, speed_with_pitch_ratio=ratio)
     assert abs(cents(peak_frequency(copy[:int(0.9 * RATE)], 440 * ratio), 440 * ratio)) < 1
     assert len(copy) == RATE and (ratio < 1 or not copy[int(RATE / ratio) + 100:].any())
 
@@ -94,7 +109,7 @@ def test_speed_with_pitch_moves_both(ratio):
 def test_resampling_leaves_no_alias_above_60_db_below_the_tone(hertz, ratio):
     """What the linear interpolation of 2017 mirrors back into hearing."""
     y = sine(hertz, 1.0) * np.hanning(RATE)[:, None].astype(np.float32)  # no clicks at its ends
-    copy = warp(y, RATE, speed_with_pitch_ratio=ratio)
+    copy = warp_sound(y, RATE, speed_with_pitch_ratio=ratio)
     power = np.abs(np.fft.rfft(copy[:, 0] * np.blackman(len(copy)))) ** 2
     place = int(hertz * ratio)
     alias = np.concatenate([power[:max(0, place - 60)], power[place + 60:]]).sum()
@@ -105,13 +120,15 @@ def test_resampling_leaves_no_alias_above_60_db_below_the_tone(hertz, ratio):
 @pytest.mark.parametrize("string, fret", [(0, 0), (2, 7), (5, 12)])
 def test_plucked_strings_hit_the_interval_and_keep_their_level(string, fret):
     import guitar_effects
-    note = guitar_effects.pluck(6, 1, string, fret, np.random.default_rng(0)).astype(np.float32)[:, None] / 4
-    hertz = peak_frequency(note, 440 * 2 ** ((guitar_effects.OPEN_STRINGS[string] + fret - 69) / 12))
+    note = guitar_effects.pluck(6, 1, string, fret, np.random.default_rng(0))
+    note = note.astype(np.float32)[:, None] / 4
+    midi = guitar_effects.OPEN_STRINGS[string] + fret
+    hertz = peak_frequency(note, 440 * 2 ** ((midi - 69) / 12))
     for k in range(1, 4):
         copy, parameters = make_copy(note, RATE, "a.wav", k, names=("pitch", "speed"))
         expected = hertz * 2 ** (parameters.get("pitch_semitones", 0) / 12)
         assert abs(cents(peak_frequency(copy, expected), expected)) < 5
-        assert abs(20 * np.log10(rms(copy) / rms(note))) < 1
+        assert abs(20 * np.log10(measure_rms(copy) / measure_rms(note))) < 1
 
 
 @needs_data
@@ -127,7 +144,7 @@ def test_recorded_bells_and_toms_hit_the_interval():
         n += 1
         semitones = (-1.7, 0.6)[n % 2]
         expected = hertz * 2 ** (semitones / 12)
-        copy = warp(y, rate, pitch_semitones=semitones)
+        copy = warp_sound(y, rate, pitch_semitones=semitones)
         assert abs(cents(peak_frequency(copy, expected, rate), expected)) < 5, path.name
     assert n >= 8
 
@@ -141,24 +158,30 @@ def test_compressor_follows_its_static_curve_within_half_a_db(preset, peak):
     _, _, level_in, level_out = PRESETS[preset]
     for level in range(-85, 1, 5):
         for hertz in (80, 1000):
-            y = peak * np.concatenate([sine(hertz, 1, 8000, 10 ** (level / 20)), sine(hertz, 0.1, 8000, 1)])
-            middle = compress(y, 8000, preset)[2000:5000]
-            found = 20 * np.log10(rms(middle) * np.sqrt(2) / peak)
+            y = [sine(hertz, 1, 8000, 10 ** (level / 20)), sine(hertz, 0.1, 8000, 1)]
+            y = peak * np.concatenate(y)
+            middle = compress_sound(y, 8000, preset)[2000:5000]
+            found = 20 * np.log10(measure_rms(middle) * np.sqrt(2) / peak)
             assert abs(found - np.interp(level, level_in, level_out)) < 0.5, (level, hertz)
 
 
 def test_share_of_a_preset_changes_the_level_by_that_share():
     y = sine(440, 1, 8000, 0.1)
-    whole, half = (20 * np.log10(rms(compress(y, 8000, "music light", share)) / rms(y)) for share in (1, 0.5))
-    assert (whole, half) == pytest.approx((-11, -5.5), abs=0.1)
+    for share, expected in ((1, -11), (0.5, -5.5)):
+        copy = compress_sound(y, 8000, "music light", share)
+        change = 20 * np.log10(measure_rms(copy) / measure_rms(y))
+        assert change == pytest.approx(expected, abs=0.1)
 
 
 def test_compressor_takes_the_time_of_its_attack_and_release():
     """Music standard: at 0 dB in -20 comes out, at -31 dB -31; attack 0.1 s, release 0.3 s."""
-    y = np.concatenate([sine(1000, 2, RATE, level) for level in (10 ** (-31 / 20), 1, 10 ** (-31 / 20))])
-    gain = 20 * np.log10(np.abs(compress(y, RATE, "music standard")[:, 0] / np.where(y[:, 0], y[:, 0], np.nan)))
-    # The gain is -10 dB where the level is -10.5 dB, an amplitude of 0.3 = 1 - 0.97 exp(-t / 0.1) on the way up, after
-    # 0.033 s, and 0.3 = 1.5 exp(-t / 0.3) - 0.5 exp(-t / 0.1) on the way down, after 0.48 s; both 0.1 s ahead.
+    soft = sine(1000, 2, RATE, 10 ** (-31 / 20))
+    y = np.concatenate([soft, sine(1000, 2, RATE, 1), soft])
+    copy = compress_sound(y, RATE, "music standard")
+    gain = 20 * np.log10(np.abs(copy[:, 0] / np.where(y[:, 0], y[:, 0], np.nan)))
+    # The gain is -10 dB where the level is -10.5 dB, an amplitude of 0.3. On the way up this is
+    # 1 - 0.97 exp(-t / 0.1), after 0.033 s. On the way down it is 1.5 exp(-t / 0.3) -
+    # 0.5 exp(-t / 0.1), after 0.48 s. Both come 0.1 s ahead.
     down, up = np.flatnonzero(gain < -10)[[0, -1]] / RATE - (2, 4)
     assert (down, up) == pytest.approx((0.033 - 0.1, 0.48 - 0.1), abs=0.02)
 
@@ -167,37 +190,41 @@ def test_compressor_takes_the_time_of_its_attack_and_release():
 @pytest.mark.parametrize("before", [0, 10 ** (-60 / 20)])
 def test_compressor_has_turned_a_boost_down_when_the_hit_comes(preset, before):
     y = np.concatenate([sine(200, 1, RATE, before), sine(200, 1)])
-    assert np.abs(compress(y, RATE, preset)[RATE:]).max() <= 0.5
+    assert np.abs(compress_sound(y, RATE, preset)[RATE:]).max() <= 0.5
 
 
 def test_compressor_treats_channels_alike():
     y = np.concatenate([sine(300), 0.1 * sine(300)], axis=1)
-    copy = compress(y, RATE, "speech")
+    copy = compress_sound(y, RATE, "speech")
     np.testing.assert_allclose(copy[:, 1], 0.1 * copy[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("k", range(1, 13))
 def test_noise_hits_its_ratio_within_a_tenth_of_a_db(y, k):
     copy, parameters = make_copy(y / 2, SAMPLE_RATE, "a.wav", k, names=("noise",))
-    ratio = 20 * np.log10(rms(y / 2) / rms(copy - y / 2))
+    ratio = 20 * np.log10(measure_rms(y / 2) / measure_rms(copy - y / 2))
     assert parameters["scale"] == 1 and ratio == pytest.approx(parameters["snr_db"], abs=0.1)
 
 
 @pytest.mark.parametrize("color, slope", [("white", 0), ("pink", -3.01), ("brown", -6.02)])
 def test_noise_has_its_color_and_channels_of_its_own(color, slope):
-    noise = noise_like(np.zeros((2**18, 2), np.float32), RATE, color, np.random.default_rng(0))
+    noise = make_noise((2**18, 2), RATE, color, np.random.default_rng(0))
     assert noise.dtype == np.float32 and abs(np.corrcoef(noise.T)[0, 1]) < 0.3
     power = np.abs(np.fft.rfft(noise[:, 0])) ** 2
     hertz = np.fft.rfftfreq(2**18, 1 / RATE)
-    octaves = [10 * np.log10(power[(hertz > low) & (hertz < 2 * low)].mean()) for low in 100 * 2.0 ** np.arange(7)]
+    octaves = [10 * np.log10(power[(hertz > low) & (hertz < 2 * low)].mean())
+               for low in 100 * 2.0 ** np.arange(7)]
     assert np.polyfit(range(7), octaves, 1)[0] == pytest.approx(slope, abs=0.3)
 
 
 def test_shift_moves_by_its_share_with_silence_or_rotation():
     y = np.arange(1, 101, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(augment_data.shift(y, 0.1, "rotation"), np.roll(y, 10, axis=0))
-    np.testing.assert_array_equal(augment_data.shift(y, 0.1, "silence")[:, 0], [0] * 10 + list(range(1, 91)))
-    np.testing.assert_array_equal(augment_data.shift(y, 0.001, "silence")[:, 0], [0, *range(1, 100)])
+    rotated = augment_data.shift_sound(y, 0.1, "rotation")
+    np.testing.assert_array_equal(rotated, np.roll(y, 10, axis=0))
+    late = augment_data.shift_sound(y, 0.1, "silence")
+    np.testing.assert_array_equal(late[:, 0], [0] * 10 + list(range(1, 91)))
+    little = augment_data.shift_sound(y, 0.001, "silence")
+    np.testing.assert_array_equal(little[:, 0], [0, *range(1, 100)])
 
 
 # ---------------------------------------------------------------- copies
@@ -221,8 +248,10 @@ def test_copies_all_differ_and_keep_shape_type_and_full_scale(y):
         assert copy.dtype == np.float32 and copy.shape == y.shape and np.abs(copy).max() <= 1
 
 
-@pytest.mark.parametrize("level, n", [(0.05, 60), (1, 600), (5, 600)])  # at 16 bit, a quiet sound has fewer to offer
-@pytest.mark.parametrize("names", [ALL, ("polarity", "gain"), ("dynamics",), ("gain",), ("polarity", "dynamics")])
+# At 16 bits a quiet sound has fewer different copies.
+@pytest.mark.parametrize("level, n", [(0.05, 60), (1, 600), (5, 600)])
+@pytest.mark.parametrize("names", [
+    ALL, ("polarity", "gain"), ("dynamics",), ("gain",), ("polarity", "dynamics")])
 def test_many_copies_of_a_quiet_a_loud_and_a_clipping_sound_all_differ(names, level, n):
     y = sine(300, 0.05, 8000, level)
     copies = [make_copy(y, 8000, "a.wav", k, names=names)[0] for k in range(1, n + 1)]
@@ -232,13 +261,14 @@ def test_many_copies_of_a_quiet_a_loud_and_a_clipping_sound_all_differ(names, le
 @pytest.mark.parametrize("k", [1, 2, 9])
 def test_every_choice_and_every_value_is_equally_likely(k):
     names = ALL[:3]
-    found = [draw(0, f"{n}.wav", k, names) for n in range(2100)]
+    found = [draw_parameters(0, f"{n}.wav", k, names) for n in range(2100)]
     choices = [tuple(parameters) for parameters in found]
     counts = [choices.count(choice) for choice in set(choices)]
     assert len(counts) == 7 and 240 < min(counts) and max(counts) < 360
-    histogram, _ = np.histogram([p["pitch_semitones"] for p in found if "pitch_semitones" in p], 4, (-2, 2))
+    semitones = [p["pitch_semitones"] for p in found if "pitch_semitones" in p]
+    histogram, _ = np.histogram(semitones, 4, (-2, 2))
     assert histogram.sum() == pytest.approx(1200, abs=90) and np.ptp(histogram) < 90
-    assert len({tuple(draw(0, "a.wav", k, names)) for k in range(1, 8)}) == 7
+    assert len({tuple(draw_parameters(0, "a.wav", k, names)) for k in range(1, 8)}) == 7
 
 
 @pytest.mark.filterwarnings("error")
@@ -263,12 +293,21 @@ def test_shift_that_would_leave_silence_rotates():
     assert all(make_copy(y, 8000, "a.wav", k, names=("shift",))[0].any() for k in range(1, 41))
 
 
+@pytest.mark.parametrize("level, words", [(0, "is silent"), (0.5, "a copy would equal it")])
+def test_copy_that_would_equal_its_sound_is_a_mistake(level, words):
+    y = np.full((100, 1), level, np.float32)
+    with pytest.raises(utils.UserError, match=f"^a.wav: {words}.*; remove it"):
+        for k in range(1, 9):  # some shift by rotation
+            make_copy(y, 8000, "a.wav", k, names=("shift",))
+
+
 @pytest.mark.parametrize("extension, subtype, rate, channels", [
-    ("wav", "PCM_16", 8000, 1), ("wav", "PCM_24", 44100, 2), ("flac", "PCM_16", 22050, 1), ("aiff", "PCM_16", 48000, 2),
-    ("ogg", "VORBIS", 44100, 1), ("mp3", "MPEG_LAYER_III", 44100, 2)])
+    ("wav", "PCM_16", 8000, 1), ("wav", "PCM_24", 44100, 2), ("flac", "PCM_16", 22050, 1),
+    ("aiff", "PCM_16", 48000, 2), ("ogg", "VORBIS", 44100, 1), ("mp3", "MPEG_LAYER_III", 44100, 2)])
 def test_copies_keep_format_rate_channels_and_length(tmp_path, extension, subtype, rate, channels):
     path = tmp_path / f"a.b.{extension}"
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (rate // 4, channels)), rate, subtype)
+    y = np.random.default_rng(0).uniform(-0.5, 0.5, (rate // 4, channels))
+    soundfile.write(path, y, rate, subtype)
     run("augment_data.py", 2, path, cwd=tmp_path)
     for k in (1, 2):
         info = soundfile.info(tmp_path / f"a.b_aug{k}.{extension}")
@@ -315,8 +354,10 @@ def test_running_twice_augments_no_copy_and_keeps_what_is_there(sounds):
     kept.write_bytes(b"mine")
     before = sorted(path.name for path in (sounds / "Samples/low").iterdir())
     said = run("augment_data.py", 1, *sorted((sounds / "Samples/low").iterdir()), cwd=sounds).stdout
-    assert "21 files are copies themselves" in said and "0 copies written, 10 were there and stay" in said
-    assert sorted(path.name for path in (sounds / "Samples/low").iterdir()) == before  # fewer copies remove none
+    assert "21 files passed over: copies" in said
+    assert "0 copies written, 10 existing copies kept" in said
+    after = sorted(path.name for path in (sounds / "Samples/low").iterdir())
+    assert after == before  # fewer copies remove none
     assert kept.read_bytes() == b"mine"
 
 
@@ -328,7 +369,8 @@ def test_overwrite_makes_copies_again_and_their_lines_anew(sounds):
     after = {path.name: path.read_bytes() for path in (sounds / "Samples/low").iterdir()}
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {f"{k:02d}_aug1.wav" for k in range(10)} | {utils.AUGMENTATIONS}
-    assert [(row["copy"], row["seed"]) for row in rows_of(sounds / "Samples/low")] == [("1", "1"), ("2", "0")] * 10
+    found = [(row["copy"], row["seed"]) for row in rows_of(sounds / "Samples/low")]
+    assert found == [("1", "1"), ("2", "0")] * 10
 
 
 def test_any_copy_can_be_made_again_from_its_line(sounds):
@@ -338,13 +380,15 @@ def test_any_copy_can_be_made_again_from_its_line(sounds):
     assert len(rows) == 30
     for row in rows:
         y, rate = soundfile.read(folder / row["file"], dtype="float32", always_2d=True)
-        parameters = {name: row[name] if name in ("compression", "noise", "shift_fill") else float(row[name])
-                      for name in augment_data.PARAMETERS if row[name]}
-        rng = augment_data.generator(int(row["seed"]), row["file"], f"{row['copy']} noise")
-        copy = augment_data.deform(y, rate, parameters, rng) * float(row["scale"])
+        parameters = {name: row[name] for name in augment_data.PARAMETERS if row[name]}
+        for name in parameters.keys() - {"compression", "noise", "shift_fill"}:
+            parameters[name] = float(parameters[name])
+        rng = augment_data.make_generator(int(row["seed"]), row["file"], f"{row['copy']} noise")
+        copy = augment_data.deform_sound(y, rate, parameters, rng) * float(row["scale"])
         written, _ = soundfile.read(augment_path(folder, row), always_2d=True)
         assert np.abs(copy - written).max() < 2**-14
-        assert parameters.keys() == draw(5, row["file"], int(row["copy"]), tuple(row["only"].split(","))).keys()
+        drawn = draw_parameters(5, row["file"], int(row["copy"]), tuple(row["only"].split(",")))
+        assert parameters.keys() == drawn.keys()
 
 
 def augment_path(folder, row):
@@ -362,23 +406,16 @@ def test_nothing_is_clipped_and_the_scale_is_in_the_line(tmp_path):
 
 
 @pytest.mark.parametrize("flags, names", [
-    (("--only", "noise,pitch"), {"pitch", "noise"}), (("--without", "dynamics,speed,speed_with_pitch,shift,polarity"),
-                                                      {"pitch", "gain", "noise"})])
+    (("--only", "noise,pitch"), {"pitch", "noise"}),
+    (("--without", "dynamics,speed,speed_with_pitch,shift,polarity"), {"pitch", "gain", "noise"})])
 def test_only_and_without_choose(sounds, flags, names):
     path = sounds / "Samples/low/00.wav"
     run("augment_data.py", 7, path, *flags, cwd=sounds)
     rows = rows_of(path.parent)
     given = {parameter for row in rows for parameter in augment_data.PARAMETERS if row[parameter]}
     assert given == {parameter for name in names for parameter in DEFORMATIONS[name]}
-    assert {row["only"] for row in rows} == {",".join(name for name in DEFORMATIONS if name in names)}
-
-
-@pytest.mark.parametrize("end", ["\n", "\0", "\r\n"])
-def test_names_come_from_standard_input(sounds, end):
-    names = sorted(map(str, (sounds / "Samples/low").iterdir()))
-    result = subprocess.run([sys.executable, ROOT / "augment_data.py", "1", "-", sounds / "Samples/high/00.wav"],
-                            input="".join(name + end for name in names).encode(), capture_output=True)
-    assert result.returncode == 0 and b"11 copies written" in result.stdout, result
+    in_order = [name for name in DEFORMATIONS if name in names]
+    assert {row["only"] for row in rows} == {",".join(in_order)}
 
 
 def test_folders_and_patterns_in_quotes_are_taken_as_a_shell_would_expand_them(sounds):
@@ -386,11 +423,12 @@ def test_folders_and_patterns_in_quotes_are_taken_as_a_shell_would_expand_them(s
     (sounds / "Samples/low/00.wav").rename(sounds / "Samples/low/deep/00.wav")
     (sounds / "Samples/low/notes.txt").write_text("passed over in a folder")
     run("augment_data.py", 1, "Samples/low", "Samples/mid*/0[0-4].wav", cwd=sounds)
-    names = {path.relative_to(sounds / "Samples").as_posix() for path in (sounds / "Samples").rglob("*_aug1.wav")}
+    samples = sounds / "Samples"
+    names = {path.relative_to(samples).as_posix() for path in samples.rglob("*_aug1.wav")}
     assert names == {"low/deep/00_aug1.wav", *(f"low/0{i}_aug1.wav" for i in range(1, 10)),
                      *(f"middle/0{i}_aug1.wav" for i in range(5))}
-    said = run("augment_data.py", 1, "Samples", cwd=sounds).stdout  # copies and their lists are passed over
-    assert "15 copies written, 15 were there" in said
+    said = run("augment_data.py", 1, "Samples", cwd=sounds).stdout  # passes over copies and tables
+    assert "15 copies written, 15 existing copies kept" in said
 
 
 def test_original_that_is_named_like_a_copy_is_a_source_and_its_copies_are_not(sounds):
@@ -399,10 +437,31 @@ def test_original_that_is_named_like_a_copy_is_a_source_and_its_copies_are_not(s
     run("augment_data.py", 1, low / "garden_aug15.wav", cwd=sounds)
     assert (low / "garden_aug15_aug1.wav").exists()
     said = run("augment_data.py", 1, *low.glob("garden*"), cwd=sounds).stdout
-    assert "1 files are copies themselves" in said and "0 copies written, 1 were there" in said
+    assert "1 files passed over: copies" in said
+    assert "0 copies written, 1 existing copies kept" in said
     run("preprocess_data.py", "--augment", 2, cwd=sounds)
     assert {path.name for path in (sounds / "Preproc/low").glob("garden*")} == {
         "garden_aug15.wav.npy", "garden_aug15_aug1.wav.npy", "garden_aug15_aug2.wav.npy"}
+
+
+def test_folder_that_may_not_be_read_is_a_mistake(monkeypatch, tmp_path):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(utils.UserError, match="Permission denied; make the folder readable"):
+        augment_data.list_sources([str(tmp_path)])
+
+
+def test_names_that_a_table_cannot_hold_as_they_are_are_escaped(tmp_path):
+    names = ["=1+1.wav", "line\nbreak.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, sine(300, 0.1, 8000), 8000)
+    run("augment_data.py", 2, *names, cwd=tmp_path)
+    cells = [row["file"] for row in rows_of(tmp_path)]
+    assert cells == ["'=1+1.wav"] * 2 + [r"line\nbreak.wav"] * 2
+    (tmp_path / names[0]).unlink()  # its copies remain copies, as the table lists them
+    said = run("augment_data.py", 1, *tmp_path.glob("=*"), cwd=tmp_path).stdout
+    assert "2 files passed over: copies" in said and "0 copies written" in said
 
 
 def test_what_is_no_sound_is_named_and_the_rest_done(sounds):
@@ -413,26 +472,27 @@ def test_what_is_no_sound_is_named_and_the_rest_done(sounds):
     (folder / "folder.wav").mkdir()
     soundfile.write(folder / "none.wav", np.zeros(0), 8000)
     soundfile.write(folder / "silent.wav", np.zeros(8000), 8000)
-    bad = [folder / name for name in ("empty.wav", "notes.txt", "broken.wav", "folder.wav", "none.wav", "silent.wav",
-                                      "missing.wav")]
-    result = run("augment_data.py", 2, *bad, folder / "00.wav", folder / "01.wav", cwd=sounds, status=1)
-    assert "4 copies written, 0 were there and stay as they are, 7 files skipped" in result.stdout
+    names = "empty.wav notes.txt broken.wav folder.wav none.wav silent.wav missing.wav"
+    bad = [folder / name for name in names.split()]
+    good = [folder / "00.wav", folder / "01.wav"]
+    result = run("augment_data.py", 2, *bad, *good, cwd=sounds, status=1)
+    assert "4 copies written, 0 existing copies kept, 7 files skipped" in result.stdout
     lines = [line for line in result.stderr.splitlines() if line.startswith("skipped")]
     assert len(lines) == 7 and all(any(path.name in line for line in lines) for path in bad)
     assert not list(folder.glob(".*")) and len(list(folder.glob("*_aug*"))) == 4
 
 
 @pytest.mark.parametrize("args, words", [
-    ((0, "a.wav"), "from 1"), ((-3, "a.wav"), "from 1"), (("two", "a.wav"), "'two'"), ((3,), "FILE"),
-    ((1, "a.wav", "--only", "reverb"), "'reverb'"),
+    ((0, "a.wav"), "at least 1"), ((-3, "a.wav"), "at least 1"), (("two", "a.wav"), "'two'"),
+    ((3,), "FILE"), ((1, "a.wav", "--only", "reverb"), "'reverb'"),
     ((2, "a.wav", "--only", "pitch", "--without", "gain"), "not allowed")])
 def test_impossible_arguments_get_one_line(tmp_path, args, words):
     assert words in one_line("augment_data.py", *args, cwd=tmp_path, status=2)
 
 
 @pytest.mark.parametrize("args, words", [
-    ((2, "a.wav", "--only", "polarity"), "expected one copy"),
-    ((1, "a.wav", "--without", ",".join(DEFORMATIONS)), "none left")])
+    ((2, "a.wav", "--only", "polarity"), "2 copies would be the same; make one copy"),
+    ((1, "a.wav", "--without", ",".join(DEFORMATIONS)), "no deformation is left; name fewer")])
 def test_choices_that_leave_nothing_to_do_get_one_line(tmp_path, args, words):
     assert words in one_line("augment_data.py", *args, cwd=tmp_path)
 
@@ -444,7 +504,8 @@ def test_the_users_own_table_is_left_alone(sounds):
     log = sounds / "Samples/low" / utils.AUGMENTATIONS
     log.write_text("file,stars\n00.wav,5\n")
     said = run("augment_data.py", 1, log.with_name("00.wav"), cwd=sounds, status=1).stderr
-    assert f"{log.with_name('00.wav')}: expected {log.name} beside it to be of copies" in said
+    path = log.with_name("00.wav")
+    assert f"{path}: {log.name} beside it is not from this script; move it away" in said
     assert log.read_text() == "file,stars\n00.wav,5\n"
     assert not list(log.parent.glob("*_aug*")) and not list(log.parent.glob(".*"))
 
@@ -464,7 +525,8 @@ def test_table_that_cannot_be_written_is_named_and_the_rest_done(sounds):
     (sounds / "Samples/low" / utils.AUGMENTATIONS).mkdir()
     files = [sounds / "Samples" / name for name in ("low/00.wav", "high/00.wav")]
     said = run("augment_data.py", 1, *files, cwd=sounds, status=1)
-    assert f"skipped {files[0]}: expected to write a copy" in said.stderr and "1 copies written" in said.stdout
+    assert f"skipped {files[0]}: a copy cannot be written beside it" in said.stderr
+    assert "1 copies written" in said.stdout
     assert sorted(path.name for path in sounds.rglob("*_aug*")) == ["00_aug1.wav"]
 
 
@@ -473,7 +535,8 @@ def test_names_that_are_too_long_are_named_and_the_rest_done(sounds):
     long = folder / ("x" * 248 + ".wav")
     shutil.copy(folder / "00.wav", long)
     result = run("augment_data.py", 1, long, "y" * 300, folder / "00.wav", cwd=sounds, status=1)
-    assert f"skipped {long}: expected to write a copy" in result.stderr and "found nothing there" in result.stderr
+    assert f"skipped {long}: a copy cannot be written beside it" in result.stderr
+    assert "found nothing there" in result.stderr
     assert "1 copies written" in result.stdout and not list(folder.glob(".*"))
 
 
@@ -483,17 +546,18 @@ def test_hidden_files_and_names_without_extension_are_handled(sounds):
         shutil.copy(folder / "00.wav", folder / name)
     run("augment_data.py", 1, folder / ".0123456789ab.wav", folder / "noext", cwd=sounds)
     said = run("augment_data.py", 1, *sorted(folder.glob("noext*")), cwd=sounds).stdout
-    assert "1 files are copies" in said and "0 copies written" in said
+    assert "1 files passed over: copies" in said and "0 copies written" in said
     assert len(list(folder.glob("*_aug*"))) == 1
 
 
 def test_two_runs_at_once_write_each_copy_and_each_line(sounds):
     files = sorted((sounds / "Samples").glob("*/*"))
-    runs = [subprocess.Popen([sys.executable, ROOT / "augment_data.py", "2", *files, "--jobs", "1"], cwd=sounds,
-                             stdout=subprocess.DEVNULL) for _ in range(2)]
+    command = [sys.executable, ROOT / "augment_data.py", "2", *files, "--jobs", "1"]
+    runs = [subprocess.Popen(command, cwd=sounds, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in runs] == [0, 0]
     for folder in (sounds / "Samples").iterdir():
-        assert len(rows_of(folder)) == len(list(folder.glob("*_aug*"))) == 20 and not list(folder.glob(".*"))
+        assert len(rows_of(folder)) == len(list(folder.glob("*_aug*"))) == 20
+        assert not list(folder.glob(".*"))
 
 
 def test_what_a_killed_run_left_is_swept_up_when_no_other_run_can_be_at_it(sounds):

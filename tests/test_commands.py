@@ -7,30 +7,39 @@ import pytest
 from conftest import one_line, run
 
 MODES = {
-    "augment a folder": ["augment_data.py", 1, "Samples/low", "--overwrite", "--only", "gain,noise", "--jobs", 1],
-    "preprocess with flags": ["preprocess_data.py", "--augment", 1, "--without", "pitch", "--strict", "--jobs", 2,
-                              "--n-mels", 40, "--preproc", "other"],
-    "train from weights, streamed": ["train_network.py", "--weights", "weights.keras", "--save", "new.keras",
-                                     "--memory", 0.0001, "--epochs", 1, "--results", "other", "--tensorboard", "board"],
+    "augment a folder": [
+        "augment_data.py", 1, "Samples/low", "--overwrite", "--only", "gain,noise", "--jobs", 1],
+    "preprocess with flags": [
+        "preprocess_data.py", "--augment", 1, "--without", "pitch", "--strict", "--jobs", 2,
+        "--n-mels", 40, "--preproc", "other"],
+    "train from weights, streamed": [
+        "train_network.py", "--weights", "weights.keras", "--save", "new.keras",
+        "--memory", 0.0001, "--epochs", 1, "--results", "other", "--tensorboard", "board"],
     "evaluate": ["eval_network.py"],
     "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
     "classify new sounds": ["eval_network.py", "Samples/low", "--csv", "new.csv"],
-    "write timelines": ["eval_network.py", "Samples/low/00.wav", "--timeline", "--step", 0.1],
-    "export to ONNX": ["eval_network.py", "--export", "model.onnx"],
-    "export to TFLite": ["eval_network.py", "--export", "model.tflite"],
+    "write timelines": ["examples/timeline.py", "Samples/low/00.wav", "--step", 0.1],
+    "write timelines of a folder": [
+        "examples/timeline.py", "Samples/low", "--results", "other", "--format", "svg"],
+    "export to ONNX": ["examples/export_model.py", "model.onnx"],
+    "export to TFLite": ["examples/export_model.py", "model.tflite"],
 }
 NEEDS = {"train from weights, streamed": ["tensorboard"], "export to ONNX": ["tf2onnx", "onnx"]}
 WRITES = {
     "augment a folder": ["Samples/low/00_aug1.wav", "Samples/low/augmentations.csv"],
     "preprocess with flags": ["other/low/00_aug1.wav.npy", "other/settings.json"],
-    "train from weights, streamed": ["new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
+    "train from weights, streamed": [
+        "new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
     "evaluate": ["Results/metrics.json", "Results/mistakes.png"],
     "evaluate another folder": ["Results/Samples/metrics.json", "Results/Samples/roc_curves.svg"],
     "classify new sounds": ["new.csv"],
     "write timelines": [f"Results/Samples_low_00.wav.{kind}" for kind in ("csv", "txt", "png")],
+    "write timelines of a folder": [
+        f"other/Samples_low_0{k}.wav.{kind}" for k in (0, 9) for kind in ("csv", "txt", "svg")],
     "export to ONNX": ["model.onnx", "model.json"],
     "export to TFLite": ["model.tflite", "model.json"],
 }
+SAYS = {"evaluate": "Scoring: 6 of 6", "train from weights, streamed": "memory"}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -44,14 +53,23 @@ def test_command_ends_with_exit_status_0_and_what_it_should_write(mode, copy_of_
     for name in WRITES[mode]:
         assert (copy_of_trained / name).exists(), name
     assert result.stderr == ""
-    assert {"evaluate": "Scoring: 6 of 6", "train from weights, streamed": "memory"}.get(mode, "") in result.stdout
+    assert SAYS.get(mode, "") in result.stdout
+
+
+@pytest.mark.parametrize("script", ["examples/timeline.py", "examples/export_model.py"])
+def test_help_of_an_example_names_the_command(script, tmp_path):
+    said = run(script, "--help", cwd=tmp_path).stdout
+    assert f"python {script} " in said and not list(tmp_path.iterdir())
 
 
 def test_new_sounds_and_classes_after_training_are_said_with_the_next_step(copy_of_trained):
-    shutil.copy(copy_of_trained / "Samples/low/00.wav", copy_of_trained / "Samples/low/later.flac.wav")
-    shutil.copytree(copy_of_trained / "Samples/low", copy_of_trained / "Samples/new")
+    samples = copy_of_trained / "Samples"
+    shutil.copy(samples / "low/00.wav", samples / "low/later.flac.wav")
+    shutil.copytree(samples / "low", samples / "new")
     run("preprocess_data.py", cwd=copy_of_trained)
     line = one_line("train_network.py", "--epochs", 3, cwd=copy_of_trained)
-    assert re.search(r"weights.keras: \d+ sounds were added \(class new\).* since this training; --fresh trains", line)
+    assert re.search(r"weights.keras: \d+ sounds were added and 0 removed since training; "
+                     "use --fresh to train again", line)
     line = one_line("eval_network.py", cwd=copy_of_trained)
-    assert re.search(r"Preproc: holds classes that weights.keras does not know, new; .*train_network.py --fresh", line)
+    assert re.search("Preproc: holds classes that weights.keras does not know, new; "
+                     ".*train_network.py --fresh", line)

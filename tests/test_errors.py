@@ -1,9 +1,10 @@
-"""A user's mistake gets one line that names the path, what was expected and what was found."""
+"""A user's mistake gets one line that names the path, the problem and the remedy."""
 import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,21 +19,26 @@ from utils import UserError
 
 @pytest.mark.parametrize("script", ["preprocess_data.py", "train_network.py"])
 def test_no_samples_folder(script, tmp_path):
-    assert "Samples: expected a folder" in one_line(script, cwd=tmp_path)
+    line = one_line(script, cwd=tmp_path)
+    assert ("Samples: expected a folder with a subfolder for each class, found nothing there"
+            in line)
 
 
 @pytest.mark.parametrize("script", ["preprocess_data.py", "train_network.py"])
 def test_no_sound_at_all(script, tmp_path):
     (tmp_path / "Samples/a").mkdir(parents=True)
-    assert "found none among 0 files" in one_line(script, cwd=tmp_path)
+    expected = "Samples: expected sounds in a subfolder for each class, found "
+    assert f"{expected}none among 0 files" in one_line(script, cwd=tmp_path)
     soundfile.write(tmp_path / "Samples/loose.wav", np.zeros(9), 8000)
-    assert "found 1 in no class folder" in one_line(script, cwd=tmp_path)
+    assert f"{expected}1 outside of them" in one_line(script, cwd=tmp_path)
 
 
 def test_only_files_that_cannot_be_read(tmp_path):
     (tmp_path / "Samples/a").mkdir(parents=True)
     (tmp_path / "Samples/a/broken.wav").write_text("x")
-    assert "Samples: expected sounds, found 1 files that cannot be read" in one_line("preprocess_data.py", cwd=tmp_path)
+    line = one_line("preprocess_data.py", cwd=tmp_path)
+    assert ("Samples: none of its 1 sound files can be read, such as a/broken.wav; replace them"
+            in line)
 
 
 @pytest.mark.parametrize("preprocessed", [False, True])
@@ -47,7 +53,9 @@ def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
 
     assert f"{source}: expected at least 2 classes (folders), found 1: only" in train()
     (tmp_path / "Samples/empty").mkdir()
-    expected = "no sounds there; add at least 2, or remove" if preprocessed else "expected at least 2 sounds, found 0"
+    expected = "expected at least 2 sounds, found 0"
+    if preprocessed:
+        expected = "no sounds there; add at least 2, or remove the folder"
     assert f"Samples/empty: {expected}" in train()
     shutil.copy(tmp_path / "Samples/only/00.wav", tmp_path / "Samples/empty/a.wav")
     assert f"{source}/empty: expected at least 2 sounds, found 1" in train()
@@ -59,16 +67,18 @@ def test_sounds_in_subfolders_of_one_folder_are_no_classes_and_the_way_out_is_sa
     (tmp_path / "Samples").mkdir()
     (tmp_path / "drums").rename(tmp_path / "Samples/drums")
     said = run("preprocess_data.py", cwd=tmp_path).stdout
-    assert "6 sounds in 1 class, drums; its 3 subfolders are no classes, --samples Samples/drums makes them so" in said
-    said = run("preprocess_data.py", "--samples", "Samples/drums", "--preproc", "other", cwd=tmp_path).stdout
+    assert ("6 sounds in 1 class, drums; if its 3 subfolders are the classes, use --samples "
+            "Samples/drums") in said
+    flags = "--samples", "Samples/drums", "--preproc", "other"
+    said = run("preprocess_data.py", *flags, cwd=tmp_path).stdout
     assert "6 sounds in 3 classes, 2 each\n" in said
 
 
 def test_next_command_is_named_by_the_path_of_this_one(tmp_path):
     write_sounds(tmp_path / "work", n=2)
     (tmp_path / "project").symlink_to(ROOT)
-    result = subprocess.run([sys.executable, "../project/preprocess_data.py"], cwd=tmp_path / "work",
-                            capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "../project/preprocess_data.py"],
+                            cwd=tmp_path / "work", capture_output=True, text=True, check=True)
     assert result.stdout.endswith("Next: python ../project/train_network.py\n")
 
 
@@ -77,34 +87,38 @@ def test_missing_weights_are_named_before_keras_is_loaded(sounds, monkeypatch):
     training = "train_network.py", "--weights", "gone.keras", "--save", "new.keras"
     for command in (["eval_network.py"], training):
         line = one_line(*command, cwd=sounds)
-        assert ".keras: expected the weights that train_network.py saves, found nothing there" in line
+        assert (".keras: expected the weights that train_network.py saves, found nothing there"
+                in line)
 
 
 @pytest.mark.parametrize("rates, sample_rate, words", [
     ((44100, 96000), None, "100% of low, but 0% of high, is recorded below 96000 Hz; "),
-    ((44100, 96000), 44100, "100% of low, but 0% of high, is recorded at most at 44100 Hz; "),
+    ((44100, 96000), 44100, "100% of low, but 0% of high, is recorded at or below 44100 Hz; "),
     ((44100, 96000), 39600, None), ((96000, 96000), None, None), ((8000, 8000), 16000, None)])
-def test_sample_rates_that_tell_classes_apart_are_said_and_the_rate_that_removes_the_clue(tmp_path, capsys, rates,
-                                                                                          sample_rate, words):
+def test_sample_rates_that_tell_classes_apart_are_said_with_the_rate_that_removes_the_clue(
+        tmp_path, capsys, rates, sample_rate, words):
     names = [f"{name}/{i}.wav" for name in ("low", "high") for i in range(10)]
     for k, (name, rate) in enumerate(zip(names, [rates[0]] * 10 + [rates[1]] * 10)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        soundfile.write(tmp_path / name, np.random.default_rng(k).normal(0, 0.1, rate), rate)
-    settings = preprocess_data.choose_settings(tmp_path, names, sample_rate)
+        y = np.random.default_rng(k).normal(0, 0.1, rate)
+        soundfile.write(tmp_path / name, y, rate)
+    settings = utils.choose_settings(tmp_path, names, sample_rate)
     assert settings.sample_rate == (sample_rate or max(rates))
     said = capsys.readouterr().out.splitlines()
-    assert [words in line and line.endswith("--sample-rate 39600 removes this clue") for line in said] == (
-        [True] if words else [])
+    assert len(said) == (1 if words else 0)
+    for line in said:
+        assert words in line and line.endswith("--sample-rate 39600 removes this clue")
     if rates == (44100, 96000):  # the same white noise: what differs is the clue
-        sounds = [preprocess_data.sound_to_spectrogram(name, tmp_path, settings) for name in names]
-        levels = [np.mean([sound.mean(axis=1) for sound in some], axis=0) for some in (sounds[:10], sounds[10:])]
-        clue = np.abs(levels[0] - levels[1] - np.median(levels[0] - levels[1])).max()  # dB
+        sounds = [utils.sound_to_spectrogram(name, tmp_path, settings) for name in names]
+        low, high = (np.mean([sound.mean(axis=1) for sound in some], axis=0)
+                     for some in (sounds[:10], sounds[10:]))  # dB of each band
+        clue = np.abs(low - high - np.median(low - high)).max()  # dB
         assert clue > 2 if words else clue < 1
 
 
 def test_odd_rates_of_every_kind_do_no_harm(capsys):
     rates = {f"{c}/{k}.wav": 8000 + 100 * k for c in "ab" for k in range(30)}
-    preprocess_data.note_telling_rates(rates, 9000)
+    utils.note_telling_rates(rates, 9000)
     assert not capsys.readouterr().out
 
 
@@ -112,7 +126,9 @@ def test_class_of_sounds_that_cannot_be_read_stops_training(sounds):
     for path in (sounds / "Samples/low").iterdir():
         path.write_text("no sound")
     run("preprocess_data.py", cwd=sounds, status=1)
-    assert "Samples/low: none of its sounds can be read; mend them" in one_line("train_network.py", cwd=sounds)
+    line = one_line("train_network.py", cwd=sounds)
+    assert ("Samples/low: none of its sounds can be read; replace them, or remove the folder"
+            in line)
 
 
 class Counted(list):
@@ -123,53 +139,73 @@ class Counted(list):
         self.n += 1
         return super().__iter__()
 
+    def __contains__(self, item):
+        self.n += 1
+        return super().__contains__(item)
+
 
 def test_stale_spectrograms_are_removed_in_one_walk_through_the_names(tmp_path):
+    for folder in ("Samples/a", "Preproc/a"):
+        (tmp_path / folder).mkdir(parents=True)
     for k in range(50):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        np.save(tmp_path / f"a/{k}.wav.npy", np.zeros(3))
-    (tmp_path / "settings.json").write_text("{}")
+        np.save(tmp_path / f"Preproc/a/{k}.wav.npy", np.zeros(3))
+    (tmp_path / "Samples/a/7.wav").touch()
+    shutil.copystat(tmp_path / "Preproc/a/7.wav.npy", tmp_path / "Samples/a/7.wav")
+    made_with = {"features": {}, "copies": {}}
+    utils.save_json(tmp_path / "Preproc/settings.json", made_with)
     wanted = Counted(["a/7.wav"])
-    assert preprocess_data.tidy(tmp_path, wanted) == 49 and wanted.n < 5
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["7.wav.npy"]
+    args = SimpleNamespace(samples=tmp_path / "Samples", preproc=tmp_path / "Preproc")
+    assert preprocess_data.remove_stale(args, wanted, made_with, made_with) == 49 and wanted.n < 5
+    assert [path.name for path in (tmp_path / "Preproc/a").iterdir()] == ["7.wav.npy"]
 
 
 def test_every_package_that_is_required_is_imported():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    packages = {re.match(r"[\w-]+", line)[0] for line in lines if line and not line.startswith("#")}
+    packages = {re.match(r"[\w-]+", line)[0] for line in lines
+                if line and not line.startswith("#")}
     modules = {"scikit-learn": "sklearn", "python-stretch": "python_stretch"}
-    source = "".join((ROOT / script).read_text() for script in (
-        "utils.py", "augment_data.py", "preprocess_data.py", "models.py", "train_network.py", "eval_network.py"))
+    source = "".join(path.read_text() for path in ROOT.glob("*.py"))
     for package in packages - {"pillow"}:  # which Matplotlib loads
-        assert re.search(rf"(import|from) {modules.get(package, package)}\b", source), package
+        name = modules.get(package, package)
+        assert re.search(rf"(import|from) {name}\b", source), package
 
 
 def test_test_expression_that_matches_nothing_or_everything(sounds):
     def refusal(expression, status=1):
         return run("train_network.py", "--test", expression, cwd=sounds, status=status).stderr
 
-    assert "--test xyz: expected to match names such as high/00.wav" in refusal("xyz")
-    assert "found none in high, low, middle" in refusal("wav")
+    expected = "--test xyz: matches no sound; use a pattern that matches names such as high/00.wav"
+    assert expected in refusal("xyz")
+    assert "--test wav: leaves no sound to train on in high, low, middle" in refusal("wav")
     assert "expected a regular expression, found '('" in refusal("(", status=2)
     assert not (sounds / "weights.keras").exists()
 
 
-@pytest.mark.parametrize("flag, value", [("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
-                                         ("--seed", "5000000000"),
-                                         ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--network", "huge"),
-                                         ("--save", "weights.h5"), ("--weights", "weights.keras"), ("--epoch", "1"),
-                                         ("--mixup", "-1"), ("--masks", "0.5"), ("--shift", "1"),
-                                         ("--class-weights", "some"), ("--memory", "0"), ("--devices", "0")])
+@pytest.mark.parametrize("flag, value", [
+    ("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
+    ("--seed", "5000000000"), ("--learning-rate", "nan"), ("--learning-rate", "0"),
+    ("--network", "huge"), ("--save", "weights.h5"), ("--weights", "weights.keras"),
+    ("--epoch", "1"), ("--mixup", "-1"), ("--masks", "0.5"), ("--shift", "1"),
+    ("--class-weights", "some"), ("--memory", "0"), ("--devices", "0")])
 def test_flag_that_makes_no_sense(flag, value, sounds):
     assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
 
 
+@pytest.mark.parametrize("flags", [
+    ["--n-mels", "0"], ["--channels", "1025"], ["--jobs", "0"], ["--sample-rate", "99"],
+    ["--only", "gain"], ["--augment", "1", "--without", "reverb"],
+    ["--augment", "1", "--only", "gain", "--without", "noise"]])
+def test_flag_of_preprocessing_that_makes_no_sense(flags, sounds):
+    assert flags[-2] in one_line("preprocess_data.py", *flags, cwd=sounds, status=2)
+    assert not (sounds / "Preproc").exists()
+
+
 def test_weights_missing_or_something_else(sounds, evaluate):
-    assert "weights.keras: expected the weights that train_network.py saves, found nothing" in one_line(
-        "eval_network.py", cwd=sounds)
+    expected = "weights.keras: expected the weights that train_network.py saves, found "
+    assert f"{expected}nothing there" in one_line("eval_network.py", cwd=sounds)
     for text in ("", "not a zip file"):
         (sounds / "weights.keras").write_text(text)
-        with pytest.raises(UserError, match=r"weights.keras: expected the weights .*, found something else \(.+\)"):
+        with pytest.raises(UserError, match=rf"{expected}something else \(.+\); train again"):
             evaluate(sounds)
 
 
@@ -177,65 +213,98 @@ def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds, e
     shutil.copy(trained / "weights.keras", sounds)
     for name in ("low", "middle", "high"):
         (sounds / "Samples" / name).rename(sounds / "Samples" / name[0])
-    with pytest.raises(UserError, match="Samples: holds classes that weights.keras does not know, h, l, m; "
-                                        "to train with them: python train_network.py --fresh --save weights.keras"):
+    with pytest.raises(UserError, match="Samples: holds classes that weights.keras does not know, "
+                       "h, l, m; to train with them: python train_network.py --fresh --save "
+                       "weights.keras"):
         evaluate(sounds)
     shutil.rmtree(sounds / "Samples")
     with pytest.raises(UserError, match="Samples: expected a folder"):
         evaluate(sounds)
 
 
-def test_preprocessing_that_was_cut_short_is_not_trained_on(sounds):
-    run("preprocess_data.py", cwd=sounds)
-    (sounds / "Preproc/settings.json").write_text("{}")
-    line = one_line("train_network.py", cwd=sounds)
-    assert "settings.json: expected settings of finished preprocessing" in line
+def test_preprocessing_that_was_cut_short_is_not_trained_on(preprocessed):
+    sounds = preprocessed
+    path = sounds / "Preproc/settings.json"
+    finished = path.read_text()
+    for text in ("{}", finished.replace("true", "false")):
+        path.write_text(text)
+        line = one_line("train_network.py", cwd=sounds)
+        assert ("Preproc/settings.json: preprocessing is not finished; run preprocess_data.py "
+                "again") in line
+    path.unlink()
+    assert "settings.json: preprocessing is not fin" in one_line("train_network.py", cwd=sounds)
 
 
-def test_training_waits_while_preprocessing_is_at_work_and_says_so(sounds, capsys):
-    run("preprocess_data.py", cwd=sounds)
+def arguments(folder, memory=None):
+    """What train_network.load_training_set takes of the command line."""
+    return SimpleNamespace(samples=folder / "Samples", preproc=folder / "Preproc", memory=memory)
+
+
+def test_training_waits_while_preprocessing_is_at_work_and_says_so(preprocessed, capsys):
+    sounds = preprocessed
     with ThreadPoolExecutor() as pool:
-        with utils.alone_in(sounds / "Preproc"):
-            source = pool.submit(train_network.find_source, sounds / "Samples", sounds / "Preproc")
+        with utils.folder_lock(sounds / "Preproc"):
+            loading = pool.submit(train_network.load_training_set, arguments(sounds))
             with pytest.raises(TimeoutError):
-                source.result(timeout=0.5)
-            assert "Preproc: preprocessing is at work there; waiting for its end" in capsys.readouterr().out
+                loading.result(timeout=0.5)
+            said = capsys.readouterr().out
+            assert "Preproc: preprocessing is at work there; waiting for its end" in said
             (sounds / "Preproc/low/00.wav.npy").unlink()
-        assert len(source.result().names) == 29
+        source, spectrograms, _ = loading.result()
+        assert len(source.names) == len(spectrograms) == 29
 
 
-def test_preprocessing_waits_while_training_reads(sounds):
-    run("preprocess_data.py", cwd=sounds)
-    source = train_network.find_source(sounds / "Samples", sounds / "Preproc")
-    process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py"], cwd=sounds, text=True,
-                               stdout=subprocess.PIPE)
-    first, _, third = (process.stdout.readline() for _ in range(3))
-    assert "30 sounds" in first and "waiting for its end" in third
-    train_network.read_spectrograms(source, source.names)
-    assert "30 kept" in process.communicate(timeout=60)[0]
+def test_preprocessing_waits_while_training_reads(preprocessed, monkeypatch):
+    sounds = preprocessed
+    read_spectrograms = utils.read_spectrograms
+    processes = []
+
+    def read_slowly(*args):
+        process = subprocess.Popen([sys.executable, ROOT / "preprocess_data.py"], cwd=sounds,
+                                   text=True, stdout=subprocess.PIPE)
+        first, _, third = (process.stdout.readline() for _ in range(3))
+        assert "30 sounds" in first and "waiting for its end" in third
+        processes.append(process)
+        return read_spectrograms(*args)
+
+    monkeypatch.setattr(utils, "read_spectrograms", read_slowly)
+    _, spectrograms, _ = train_network.load_training_set(arguments(sounds))
+    assert len(spectrograms) == 30
+    assert "30 kept" in processes[0].communicate(timeout=60)[0]
 
 
-def test_sounds_that_preprocessing_has_not_seen_are_pointed_out(sounds):
-    run("preprocess_data.py", cwd=sounds)
+def test_sounds_that_preprocessing_has_not_seen_are_pointed_out(preprocessed):
+    sounds = preprocessed
     shutil.copy(sounds / "Samples/low/00.wav", sounds / "Samples/low/new.wav")
     said = run("train_network.py", "--test", "nothing", cwd=sounds, status=1).stdout
-    assert "Samples: 1 sounds are not in Preproc" in said
+    assert ("Samples: 1 of its sounds are not in Preproc; if they are new, preprocess_data.py adds "
+            "them") in said
 
 
-def test_damaged_spectrogram_is_named_and_the_rest_used(sounds):
-    run("preprocess_data.py", cwd=sounds)
-    (sounds / "Preproc/low/00.wav.npy").write_bytes(b"\x93NUMPY")
-    np.save(sounds / "Preproc/low/01.wav.npy", np.zeros((3, 4), np.float32))
-    np.save(sounds / "Preproc/low/02.wav.npy", np.array([{"a": "pickle"}]), allow_pickle=True)
-    np.save(sounds / "Preproc/low/03.wav.npy", np.full((96, 20), np.nan, np.float32))
-    whole = (sounds / "Preproc/low/04.wav.npy").read_bytes()
-    (sounds / "Preproc/low/04.wav.npy").write_bytes(whole[:-100])
-    (sounds / "Preproc/low/05.wav.npy").unlink()
-    (sounds / "Preproc/low/05.wav.npy").symlink_to("nowhere")
-    result = run("train_network.py", "--epochs", 1, "--layers", 1, "--filters", 2, cwd=sounds, status=1)
-    for i in range(6):
-        assert f"skipped Preproc/low/0{i}.wav.npy: expected" in result.stderr
-    assert "24 spectrograms" in result.stdout
+def test_damaged_spectrogram_is_named_and_the_rest_used(preprocessed, capsys):
+    sounds = preprocessed
+    low = sounds / "Preproc/low"
+    (low / "00.wav.npy").write_bytes(b"\x93NUMPY")
+    np.save(low / "01.wav.npy", np.zeros((3, 4), np.float32))
+    np.save(low / "02.wav.npy", np.array([{"a": "pickle"}]), allow_pickle=True)
+    np.save(low / "03.wav.npy", np.full((96, 20), np.nan, np.float32))
+    whole = (low / "04.wav.npy").read_bytes()
+    (low / "04.wav.npy").write_bytes(whole[:-100])
+    (low / "05.wav.npy").unlink()
+    (low / "05.wav.npy").symlink_to("nowhere")
+    flags = "--epochs", 1, "--layers", 1, "--filters", 2
+    result = run("train_network.py", *flags, cwd=sounds, status=1)
+    *lines, last = result.stderr.splitlines()
+    assert last == "train_network.py: 6 files skipped, named above" and len(lines) == 6
+    for i, line in enumerate(lines):
+        assert line.startswith(f"skipped Preproc/low/0{i}.wav.npy: expected ")
+        assert line.endswith("; remove it and preprocess again")
+    assert "24 spectrograms" in result.stdout and (sounds / "weights.keras").exists()
+    _, spectrograms, n_bad = train_network.load_training_set(arguments(sounds, memory=1e-6))
+    assert (len(spectrograms), n_bad) == (24, 6)  # memory-mapped
+    for line, said in zip(lines, capsys.readouterr().err.splitlines(), strict=True):
+        assert said.replace(f"{sounds}/", "").split(", found")[0] == line.split(", found")[0]
+        assert said.endswith("; remove it and preprocess again")
 
 
 @pytest.mark.parametrize("n", ["0", "-1", "x", "1.5"])
@@ -245,15 +314,16 @@ def test_number_of_copies_that_makes_no_sense(n, sounds):
 
 def test_augmenting_no_file_at_all(tmp_path):
     result = run("augment_data.py", 1, "Samples/*/*", cwd=tmp_path, status=1)
-    assert result.stderr.startswith("skipped Samples/*/*: expected a sound, found nothing there\n")
+    line = "skipped Samples/*/*: expected a sound, found nothing there; correct the path\n"
+    assert result.stderr.startswith(line)
 
 
 def test_augmenting_what_is_no_sound_names_it_and_does_the_rest(sounds):
     (sounds / "Samples/low/notes.txt").write_text("not a sound")
     (sounds / "Samples/low/none").mkdir()
-    files = [f"Samples/low{name}" for name in ("/00.wav", "/notes.txt", "/gone.wav", "/none")]
+    files = [f"Samples/low/{name}" for name in ("00.wav", "notes.txt", "gone.wav", "none")]
     result = run("augment_data.py", 1, *files, cwd=sounds, status=1)
-    for path, found in (("low/notes.txt", "what libsndfile cannot read"), ("low/gone.wav", "nothing there"),
-                        ("low/none", "a folder")):
+    for path, found in (("low/notes.txt", "a file that libsndfile cannot read"),
+                        ("low/gone.wav", "nothing there"), ("low/none", "a folder")):
         assert f"skipped Samples/{path}: expected a sound, found {found}" in result.stderr
     assert (sounds / "Samples/low/00_aug1.wav").exists()

@@ -10,14 +10,15 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "examples"))
 import guitar_effects
 
-CLASSES = {"NoFX": 1, "EQ": 2, "FeedbackDelay": 3, "SlapbackDelay": 3, "Reverb": 3, "Chorus": 3, "Flanger": 3,
-           "Phaser": 3, "Tremolo": 3, "Vibrato": 3, "Distortion": 3, "Overdrive": 3}
+CLASSES = {"NoFX": 1, "EQ": 2, "FeedbackDelay": 3, "SlapbackDelay": 3, "Reverb": 3, "Chorus": 3,
+           "Flanger": 3, "Phaser": 3, "Tremolo": 3, "Vibrato": 3, "Distortion": 3, "Overdrive": 3}
 
 
 def write(folder, *args):
     command = [sys.executable, ROOT / "examples/guitar_effects.py", folder, *args]
     subprocess.run(command, check=True, capture_output=True)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.wav")}
+    paths = folder.rglob("*.wav")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_every_note_goes_through_33_settings_of_12_effects(tmp_path):
@@ -28,11 +29,13 @@ def test_every_note_goes_through_33_settings_of_12_effects(tmp_path):
     notes = {re.search(r"G\d\d-\d{5}", name).group() for name in files}
     assert len(notes) == 2 and len(files) == 66 and len(set(files.values())) == 66
     info = soundfile.info(tmp_path / "a" / next(iter(files)))
-    assert (info.samplerate, info.subtype, info.channels, info.frames) == (44100, "PCM_16", 1, 88200)
+    assert (info.samplerate, info.subtype) == (44100, "PCM_16")
+    assert (info.channels, info.frames) == (1, 88200)
 
 
 def test_names_are_those_of_the_recorded_set():
-    assert guitar_effects.file_name(0, 11, 1, 1) == "G61-40100-1111-00001.wav"  # open low E string, no effect
+    open_low_e = guitar_effects.file_name(0, 11, 1, 1)  # no effect
+    assert open_low_e == "G61-40100-1111-00001.wav"
     assert guitar_effects.file_name(13, 34, 2, 448) == "G61-45200-3342-00448.wav"
     assert len({guitar_effects.file_name(k, 11, 1, 0) for k in range(624)}) == 624
 

@@ -1,105 +1,179 @@
 """The networks, their input, and which weights are kept."""
+
 import keras
 import numpy as np
 import pytest
 
 import models
+import train_network
 from utils import UserError
 
 RNG = np.random.default_rng(0)
 
 
 def spectrograms(n, n_mels=32, low=5, high=60):
-    return [RNG.normal(-20, 5, (n_mels, RNG.integers(low, high))).astype(np.float32) for _ in range(n)]
+    return [
+        RNG.normal(-20, 5, (n_mels, RNG.integers(low, high))).astype(np.float32) for _ in range(n)
+    ]
 
 
 @pytest.fixture
 def network():
-    return models.build("default", models.RECIPES["default"] | {"layers": 1, "filters": 4}, spectrograms(8), 3, 16)
+    return models.build_network(
+        "default",
+        models.HYPERPARAMETERS["default"] | {"layers": 1, "filters": 4},
+        spectrograms(8),
+        3,
+        16,
+    )
 
 
-@pytest.mark.parametrize("name", models.RECIPES)
+@pytest.mark.parametrize("name", models.HYPERPARAMETERS)
 @pytest.mark.parametrize("n_frames", [16, 24, 256])
 @pytest.mark.parametrize("n_layers", [1, 3, 6])
 def test_every_size_of_network_gives_probabilities(name, n_frames, n_layers):
-    recipe = models.RECIPES[name] | {"layers": n_layers, "filters": 2}
-    scores = models.build(name, recipe, spectrograms(3), 4, n_frames)(RNG.normal(size=(2, 32, n_frames)))
+    hyperparameters = models.HYPERPARAMETERS[name] | {"layers": n_layers, "filters": 2}
+    scores = models.build_network(name, hyperparameters, spectrograms(3), 4, n_frames)(
+        RNG.normal(size=(2, 32, n_frames))
+    )
     np.testing.assert_allclose(np.sum(scores, axis=1), 1, atol=1e-5)
 
 
 def test_input_is_normalised_by_the_training_sounds_each_of_which_counts_alike():
     sounds = spectrograms(20)
-    sounds.append(np.full((32, 50_000), -100, np.float32))  # a long silence, which moves the mean by a share of 1 in 21
-    network = models.build("default", models.RECIPES["default"], iter(sounds), 3, 16)
+    sounds.append(
+        np.full((32, 50_000), -100, np.float32)
+    )  # a long silence, which moves the mean by a share of 1 in 21
+    network = models.build_network(
+        "default", models.HYPERPARAMETERS["default"], iter(sounds), 3, 16
+    )
     normalised = [np.array(network.layers[1](sound[None]))[0] for sound in sounds]
     np.testing.assert_allclose(np.mean([x.mean(axis=1) for x in normalised], axis=0), 0, atol=1e-3)
-    np.testing.assert_allclose(np.mean([np.square(x).mean(axis=1) for x in normalised], axis=0), 1, atol=1e-3)
+    np.testing.assert_allclose(
+        np.mean([np.square(x).mean(axis=1) for x in normalised], axis=0), 1, atol=1e-3
+    )
 
 
 def test_validation_and_test_sounds_choose_neither_window_nor_normalisation():
     names = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
-    recipe = models.RECIPES["default"] | {"layers": 1, "filters": 2}
-    info = {"network": "default", "recipe": recipe, "classes": ["a", "b"],
-            "train": names[:4] + names[6:10], "validation": [names[4], names[10]], "test": [names[5], names[11]]}
+    hyperparameters = models.HYPERPARAMETERS["default"] | {"layers": 1, "filters": 2}
+    info = {
+        "network": "default",
+        "hyperparameters": hyperparameters,
+        "classes": ["a", "b"],
+        "train": names[:4] + names[6:10],
+        "validation": [names[4], names[10]],
+        "test": [names[5], names[11]],
+    }
     sounds = dict(zip(names, spectrograms(12)))
-    others = {name: RNG.normal(10, 30, (32, 500)).astype(np.float32) for name in info["validation"] + info["test"]}
-    one, other = (models.new_network(some, info, None) for some in (sounds, sounds | others))
-    assert one.input_shape == other.input_shape == (None, 32, models.choose_n_frames(sounds[n] for n in info["train"]))
+    others = {
+        name: RNG.normal(10, 30, (32, 500)).astype(np.float32)
+        for name in info["validation"] + info["test"]
+    }
+    one, other = (
+        train_network.build_or_extend(some, info, None) for some in (sounds, sounds | others)
+    )
+    assert (
+        one.input_shape
+        == other.input_shape
+        == (None, 32, models.choose_n_frames(sounds[n] for n in info["train"]))
+    )
     for part in ("mean", "variance"):
-        np.testing.assert_array_equal(*(np.array(getattr(network.layers[1], part)) for network in (one, other)))
+        np.testing.assert_array_equal(
+            *(np.array(getattr(network.layers[1], part)) for network in (one, other))
+        )
     means = [sounds[name].mean(axis=1) for name in info["train"]]
     np.testing.assert_allclose(np.ravel(one.layers[1].mean), np.mean(means, axis=0), rtol=1e-5)
 
 
-def test_default_network_and_its_optimizer_are_those_of_the_recipe():
-    recipe = models.RECIPES["default"]
-    network = models.build("default", recipe, spectrograms(3, n_mels=96), 12, 176)
-    models.compile_for("default", network, recipe)
+def test_default_network_and_its_optimizer_are_those_of_the_hyperparameters():
+    hyperparameters = models.HYPERPARAMETERS["default"]
+    network = models.build_network("default", hyperparameters, spectrograms(3, n_mels=96), 12, 176)
+    models.compile_network(network, "default", hyperparameters, n_steps=200)
     block = 2 * ["Conv2D", "BatchNormalization", "ReLU"]
     assert [type(layer).__name__ for layer in network.layers[4:]] == [
-        *block[:3], *3 * [*block, "AveragePooling2D"], "AveragePooling2D", "Flatten", "Dropout", "Dense"]
+        *block[:3],
+        *3 * [*block, "AveragePooling2D"],
+        "AveragePooling2D",
+        "Flatten",
+        "Dropout",
+        "Dense",
+    ]
     convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(layer.filters, layer.kernel_size, layer.strides) for layer in convolutions] == [
-        (16, (5, 5), (2, 2)), *((n, (3, 3), (1, 1)) for n in (16, 16, 32, 32, 64, 64))]
-    assert {layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+        (16, (5, 5), (2, 2)),
+        *((n, (3, 3), (1, 1)) for n in (16, 16, 32, 32, 64, 64)),
+    ]
+    assert {
+        layer.momentum
+        for layer in network.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    } == {0.9}
     assert network.layers[-2].rate == 0.2
     optimizer = network.optimizer
-    assert (type(optimizer).__name__, optimizer.weight_decay, optimizer.clipnorm) == ("AdamW", 0.05, 1.0)
-    assert float(optimizer.learning_rate) == pytest.approx(0.002)
+    assert (type(optimizer).__name__, optimizer.weight_decay, optimizer.clipnorm) == (
+        "AdamW",
+        0.05,
+        1.0,
+    )
+    rates = [
+        float(optimizer.learning_rate.numpy())
+        for step in range(201)
+        if optimizer.iterations.assign(step) is not False
+    ]
+    assert rates[0] == pytest.approx(0.0002) and max(rates) == rates[10] == pytest.approx(0.002)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == 0
 
 
 def test_original_network_is_that_of_2017():
-    recipe = models.RECIPES["original"]
-    network = models.build("original", recipe, spectrograms(3, n_mels=96), 12, 176)
-    models.compile_for("original", network, recipe)
+    hyperparameters = models.HYPERPARAMETERS["original"]
+    network = models.build_network("original", hyperparameters, spectrograms(3, n_mels=96), 12, 176)
+    models.compile_network(network, "original", hyperparameters, n_steps=200)
     kinds = [type(layer).__name__ for layer in network.layers[4:]]
-    assert kinds == ["Conv2D", "BatchNormalization", "ReLU",
-                     *3 * ["Conv2D", "BatchNormalization", "ELU", "MaxPooling2D", "Dropout"],
-                     "Flatten", "Dense", "Dropout", "Dense"]
-    assert type(network.optimizer).__name__ == "Adadelta" and float(network.optimizer.learning_rate) == 1.0
+    assert kinds == [
+        "Conv2D",
+        "BatchNormalization",
+        "ReLU",
+        *3 * ["Conv2D", "BatchNormalization", "ELU", "MaxPooling2D", "Dropout"],
+        "Flatten",
+        "Dense",
+        "Dropout",
+        "Dense",
+    ]
+    assert (
+        type(network.optimizer).__name__ == "Adadelta"
+        and float(network.optimizer.learning_rate) == 1.0
+    )
     convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     assert {(layer.filters, layer.kernel_size) for layer in convolutions} == {(32, (3, 3))}
     dropouts = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
     assert [layer.rate for layer in dropouts] == [0.25, 0.25, 0.25, 0.5]
-    assert [layer.units for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [128, 12]
-    assert {layer.pool_size for layer in network.layers if isinstance(layer, keras.layers.MaxPooling2D)} == {(2, 2)}
-    assert recipe["batch_size"] == 128 and not any(recipe[key] for key in ("shift", "mixup", "masks", "smoothing"))
+    assert [layer.units for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [
+        128,
+        12,
+    ]
+    assert {
+        layer.pool_size for layer in network.layers if isinstance(layer, keras.layers.MaxPooling2D)
+    } == {(2, 2)}
+    assert hyperparameters["batch_size"] == 128 and not any(
+        hyperparameters[key] for key in ("shift", "mixup", "masks", "smoothing")
+    )
 
 
 def test_score_of_a_sound_does_not_depend_on_its_neighbours(network):
     sounds = list(enumerate(spectrograms(70)))
-    together = dict(models.predict(network, sounds))
+    together = dict(models.predict_sounds(network, sounds))
     assert list(together) == list(range(70)) and together[0].shape == (3,)
     for k in (0, 63, 64, 69):
-        (name, alone), = models.predict(network, sounds[k:k + 1])
+        ((name, alone),) = models.predict_sounds(network, sounds[k : k + 1])
         assert name == k
         np.testing.assert_allclose(alone, together[k], atol=1e-5)
 
 
 def test_score_of_a_long_sound_is_the_mean_over_its_windows(network):
     sound = spectrograms(1, low=45, high=46)[0]
-    windows = models.windows_of(sound, 16)
-    (_, scores), = models.predict(network, [("long", sound)])
+    windows = models.cut_windows(sound, 16)
+    ((_, scores),) = models.predict_sounds(network, [("long", sound)])
     np.testing.assert_allclose(scores, np.array(network(windows)).mean(axis=0), atol=1e-6)
 
 
@@ -109,23 +183,33 @@ STILL = dict(shift=0, mixup=0, masks=0, smoothing=0)  # changes nothing
 def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, host=(0, 1), **changes):
     """Batches of sounds whose classes are given, one a sound."""
     names = [f"{c}/{k}.wav" for k, c in enumerate(classes)]
-    info = {"train": names, "classes": sorted(set(classes)), "n_frames": n_frames, "seed": 0,
-            "recipe": models.RECIPES[network] | changes}
+    info = {
+        "train": names,
+        "classes": sorted(set(classes)),
+        "n_frames": n_frames,
+        "seed": 0,
+        "hyperparameters": models.HYPERPARAMETERS[network] | changes,
+    }
     fill = np.full((*sounds[0].shape[:-1], 1), fill, np.float32)
     return models.Batches(dict(zip(names, sounds)), info, fill, host)
 
 
 def random_batches(network="default", n=40, **changes):
-    return make_batches(spectrograms(n), RNG.permutation(["a", "b", "c", "d"] * (n // 4)), network, **changes)
+    return make_batches(
+        spectrograms(n), RNG.permutation(["a", "b", "c", "d"] * (n // 4)), network, **changes
+    )
 
 
 def test_batches_follow_from_seed_and_epoch_and_leave_the_sounds_alone():
     batches = random_batches()
-    before, targets = [sound.copy() for sound in batches.spectrograms.values()], batches.targets.copy()
+    before, targets = (
+        [sound.copy() for sound in batches.spectrograms.values()],
+        batches.targets.copy(),
+    )
     first, again = batches[3], batches[3]
-    batches.begin(1)
+    batches.start_epoch(1)
     later = batches[3]
-    batches.begin(0)
+    batches.start_epoch(0)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[0], batches[3][0])
     assert not np.array_equal(first[0], later[0])
@@ -135,11 +219,12 @@ def test_batches_follow_from_seed_and_epoch_and_leave_the_sounds_alone():
 
 
 def test_batches_of_an_epoch_hold_every_sound_equally_often_and_all_have_one_shape():
-    batches = random_batches(min_steps=5, batch_size=8, **STILL)
+    batches = random_batches(batch_size=8, **STILL)
     y = np.concatenate([batches[k][1] for k in range(len(batches))])
-    np.testing.assert_array_equal(y.sum(axis=0), batches.targets.sum(axis=0))
-    uneven = random_batches(min_steps=1, batch_size=16)  # 2.5 batches
-    assert [uneven[k][0].shape for k in range(len(uneven))] == 3 * [(16, 32, 24)]
+    np.testing.assert_array_equal(y.sum(axis=0), 6 * batches.targets.sum(axis=0))
+    uneven = random_batches(batch_size=1000)  # the set comes round 25 times a batch
+    assert [uneven[k][0].shape for k in range(2)] == 2 * [(1000, 32, 24)]
+    assert models.count_steps(2500, 32) == 79 and models.count_steps(40, 32) == 30
 
 
 def test_hosts_share_each_batch():
@@ -147,11 +232,11 @@ def test_hosts_share_each_batch():
     whole = make_batches(sounds, classes)[2]
     for k in (0, 1):
         for part, array in zip(make_batches(sounds, classes, host=(k, 2))[2], whole, strict=True):
-            np.testing.assert_array_equal(part, array[16 * k:16 * k + 16])
+            np.testing.assert_array_equal(part, array[16 * k : 16 * k + 16])
 
 
 def level_batches(**changes):
-    """Sounds of one level each, so that a mixed frame has a level between and a masked one the fill's."""
+    """Sounds of one level each: a mixed frame has a level between, a masked one the fill's."""
     sounds = [np.full((32, 20), level, np.float32) for level in np.arange(40) - 50]
     return make_batches(sounds, [f"{k:02}" for k in range(40)], fill=7, **changes)
 
@@ -166,9 +251,16 @@ def test_mixup_mixes_a_window_and_its_target_alike():
 @pytest.mark.parametrize("kind, shares", [("balanced", (0.5, 0.5)), ("none", (0.9, 0.1))])
 @pytest.mark.parametrize("mixup", [0, 0.3])
 def test_classes_of_90_and_10_sounds_count_alike_in_the_loss_mixed_or_not(kind, shares, mixup):
-    batches = make_batches(spectrograms(100), ["a"] * 90 + ["b"] * 10, class_weights=kind, mixup=mixup, min_steps=400)
-    mass = sum(weights @ y for _, y, weights in (batches[k] for k in range(len(batches))))
-    np.testing.assert_allclose(mass / mass.sum(), np.array(shares) * 0.95 + 0.025, atol=0.02)  # smoothed
+    batches = make_batches(
+        spectrograms(100), ["a"] * 90 + ["b"] * 10, class_weights=kind, mixup=mixup
+    )
+    mass = 0
+    for epoch in range(13):
+        batches.start_epoch(epoch)
+        mass = mass + sum(weights @ y for _, y, weights in (batches[k] for k in range(30)))
+    np.testing.assert_allclose(
+        mass / mass.sum(), np.array(shares) * 0.95 + 0.025, atol=0.02
+    )  # smoothed
     _, y, weights = batches[0]
     np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
     assert weights.shape == (32,) and (kind == "balanced" or set(weights) == {1})
@@ -198,7 +290,7 @@ def test_long_sounds_are_seen_in_random_windows():
     assert len(set(starts)) > 10 and 0 <= min(starts) and max(starts) <= 76
 
 
-def test_targets_sum_to_one_and_are_smoothed_where_the_recipe_says():
+def test_targets_sum_to_one_and_are_smoothed_where_the_hyperparameters_says():
     x, y, _ = random_batches()[0]
     assert x.shape == (32, 32, 24) and x.dtype == y.dtype == np.float32
     np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
@@ -213,8 +305,18 @@ def test_labels_outside_training_are_not_smoothed():
 def test_weights_that_are_something_else_are_refused(tmp_path, network):
     path = tmp_path / "w.keras"
     network.save(path)  # Keras's own, without what training adds
-    with pytest.raises(UserError, match="w.keras: expected the weights that train_network.py saves"):
-        models.load(path)
+    with pytest.raises(
+        UserError, match="w.keras: expected the weights that train_network.py saves"
+    ):
+        models.load_network(path)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="w.keras: expected the weights"):
-        models.load(path)
+        models.load_network(path)
+
+
+@pytest.mark.parametrize(
+    "n_sounds, n_steps", [(190, 552), (2300, 1919), (10_000, 4000), (100_000, 31_250)]
+)
+def test_ten_times_the_sounds_get_three_times_the_steps_but_each_ten_epochs(n_sounds, n_steps):
+    per_epoch = models.count_steps(n_sounds, 32)
+    assert 0 <= models.choose_epochs(n_sounds, 32) * per_epoch - n_steps < per_epoch

@@ -1,5 +1,6 @@
-"""What the faults share: their list, the scripts run as a user runs them, sounds, and what became of them."""
+"""What the faults share: their list, the scripts run as commands, sounds, and comparisons."""
 import contextlib
+import io
 import json
 import os
 import random
@@ -10,98 +11,152 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+import h5py
 import soundfile
 from conftest import DATA, ROOT, SAMPLE_RATE, tone, write_sounds
 
-FAULTS = {}  # name: (function, what it is, how many tries in all, how many in `make test`)
 SMALL = "--layers", "1", "--filters", "2"  # a network that trains in no time
-MOST_SECONDS, MOST_MEMORY = 300, 2**30  # of a script; bytes
+MAX_SECONDS = 300  # of a script
+MAX_WAIT = 30  # seconds until the workers of a killed script have ended
+MAX_MEMORY = 2**30  # of a script, in bytes
 BATCH = 250  # files damaged in one try, of faults that take hundreds
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
-def fault(text, times, few=1):
-    def keep(function):
-        FAULTS[function.__name__.replace("_", "-")] = function, text, times, few
+class Fault(NamedTuple):
+    """A fault that the scripts must survive."""
+
+    function: Callable
+    text: str
+    n_tries: int
+    n_short: int  # tries, or files, in `make test`
+
+
+FAULTS = {}  # by name
+
+
+def fault(text, n_tries, n_short=1):
+    """Add the decorated function to FAULTS, under its name with hyphens."""
+    def add(function):
+        name = function.__name__.replace("_", "-")
+        FAULTS[name] = Fault(function, text, n_tries, n_short)
         return function
-    return keep
+    return add
 
 
 class Draw(random.Random):
-    """The random numbers of a try; its number, how many files it may damage, and whether it is to be short."""
+    """The random numbers of a try.
 
-    def __init__(self, name, seed, number, room, short):
+    number: of the try. n_files: how many files it may damage. short: whether it is to be short.
+    """
+
+    def __init__(self, name, seed, number, n_files, short):
         super().__init__(f"{name} {seed} {number}")
-        self.number, self.room, self.short = number, room, short
+        self.number = number
+        self.n_files = n_files
+        self.short = short
 
 
-# ---------------------------------------------------------------- the scripts, run as a user runs them
+# ---------------------------------------------------------------- the scripts, run as commands
 
 def start(script, *args, cwd, before=None):
-    """The process of a script in a session of its own; its output is no terminal's."""
-    return subprocess.Popen([sys.executable, ROOT / script, *map(str, args)], cwd=cwd, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before,
-                            env=os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"})
+    """Start a script in a session of its own, without a terminal. Returns its process.
+
+    before: called in the new process.
+    """
+    command = [sys.executable, ROOT / script, *map(str, args)]
+    return subprocess.Popen(command, cwd=cwd, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, preexec_fn=before,
+                            env=os.environ | ONE_THREAD)
 
 
 def end(process, *statuses):
-    """What a script wrote to stdout and stderr, once it has ended with one of the statuses, of its own accord."""
+    """Wait until a script ends by itself, with one of the statuses. Returns stdout and stderr."""
     try:
-        out, err = (text.decode(errors="replace") for text in process.communicate(timeout=MOST_SECONDS))
+        out, err = process.communicate(timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(f"{process.args}: hangs") from None
-    assert process.returncode in statuses, f"{process.args}: status {process.returncode}\n{out}{err}"
+    out = out.decode(errors="replace")
+    err = err.decode(errors="replace")
+    assert process.returncode in statuses, (
+        f"{process.args}: status {process.returncode}\n{out}{err}")
     assert "Traceback" not in out + err, err
     return out, err
 
 
 def run(script, *args, cwd, statuses=(0,), before=None):
+    """Run a script. Returns what it wrote to stdout and stderr."""
     return end(start(script, *args, cwd=cwd, before=before), *statuses)
 
 
 def refused(script, *args, cwd, before=None):
-    """The one line with which a script must end."""
+    """Run a script that must fail with one line on stderr. Returns that line."""
     _, err = run(script, *args, cwd=cwd, statuses=(1, 2), before=before)
     assert len(err.splitlines()) == 1 and script in err, err
     return err
 
 
-def kill(process, sign, seconds, rng):
-    """kill -9 so many seconds after a first sign of work, of the script alone or with all its processes.
+def kill(process, has_begun, seconds, rng):
+    """Kill a script by kill -9, so many seconds after has_begun() is first true.
 
-    Returns whether it was still at work: else the try is to be made again.
+    Kills it alone, or with its workers. Alone, its workers must end too. Returns whether it was
+    still at work; if not, the try is to be made again.
     """
-    while process.poll() is None and not sign():
+    while process.poll() is None and not has_begun():
         time.sleep(0.005)
     time.sleep(seconds)
     was_at_work = process.poll() is None
+    send = rng.choice([os.kill, os.killpg])
     with contextlib.suppress(ProcessLookupError):
-        (os.killpg if rng.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+        send(process.pid, signal.SIGKILL)
+    end_of_wait = time.monotonic() + MAX_WAIT
+    while left := running_group(process.pid):
+        if time.monotonic() > end_of_wait:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{process.args} was killed, but its workers {left} work on")
+        time.sleep(0.01)
     process.communicate()
     return was_at_work
 
 
+def running_group(group):
+    """The ids of the processes of a process group that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            _, _, text = path.read_text().rpartition(")")
+            state, _, group_of_process = text.split()[:3]
+            if int(group_of_process) == group and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
 def until_killed(attempt, reset):
-    """Make a try until it was killed at work: one that ended before proves nothing."""
+    """Repeat attempt() until it returns that the script was killed at work; reset() in between."""
     while not attempt():
         reset()
 
 
-# ---------------------------------------------------------------- sounds, and what became of them
+# ---------------------------------------------------------------- sounds and networks
 
 def real_sounds():
-    """Paths of short real recordings, of tones where these are not here."""
+    """Paths of short real recordings; none where they are not at hand."""
     paths = sorted(DATA.glob("drums/*/*")) + sorted(DATA.glob("fsdd/*/*"))[::7]
     return [path for path in paths if path.stat().st_size < 2e5]
 
 
 def write_set(folder, n=4, n_classes=5):
-    """Samples/ of n sounds a class, of all formats; few enough that a run takes a second."""
+    """Write Samples/ with n sounds in each class: three classes of tones, the others real."""
     write_sounds(folder, n=n)
-    for k, path in enumerate(random.Random(0).sample(real_sounds(), min(n * (n_classes - 3), len(real_sounds())))):
+    paths = real_sounds()
+    n_real = min(n * (n_classes - 3), len(paths))
+    for k, path in enumerate(random.Random(0).sample(paths, n_real)):
         target = folder / "Samples" / f"real {k // n}" / path.name
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
@@ -109,11 +164,18 @@ def write_set(folder, n=4, n_classes=5):
 
 
 def undisturbed(place, kind):
-    """A folder in which nothing was disturbed: what the disturbed ones must come to."""
+    """A folder in which nothing was disturbed: the disturbed ones must come to the same.
+
+    kind: "preprocessed"; "augmented"; "trained", and evaluated; or "many", 300 sounds
+    preprocessed.
+    """
     folder = place / f"undisturbed {kind}"
     if folder.exists():
         return folder
-    write_set(folder, **{"n": 100, "n_classes": 3} if kind == "many" else {})
+    if kind == "many":
+        write_set(folder, n=100, n_classes=3)
+    else:
+        write_set(folder)
     if kind == "augmented":
         run("augment_data.py", 3, *sounds_of(folder), cwd=folder)
         return folder
@@ -124,62 +186,132 @@ def undisturbed(place, kind):
     return folder
 
 
-def sounds_of(folder):
-    return sorted(path.relative_to(folder) for path in folder.glob("Samples/*/*"))
+STOPPED_TRAINING = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import train_network, utils
+save_checkpoint = train_network.save_checkpoint
+
+def save_and_exit(*args):
+    save_checkpoint(*args)
+    os._exit(0)
+
+train_network.save_checkpoint = save_and_exit
+utils.run(train_network.main)
+"""
 
 
-def copy_of(folder, target, without=()):
-    return shutil.copytree(folder, target, ignore=lambda _, names: set(names) & set(without), dirs_exist_ok=True)
+def stop_training(folder):
+    """Train in a folder, and stop as soon as the first epoch is saved."""
+    command = [sys.executable, "-c", STOPPED_TRAINING, ROOT, "--epochs", "3", *SMALL, "--fresh"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    assert len(info_of(folder / "weights.unfinished.keras")["history"]) == 1
 
 
-def files_of(folder):
-    """The bytes of all files below a folder, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def stopped(place):
+    """A folder in which training was stopped after one epoch of three."""
+    folder = place / "stopped"
+    if not folder.exists():
+        stop_training(copy_of(undisturbed(place, "trained"), folder))
+    return folder
 
 
-def assert_same_files(found, expected):
-    found, expected = files_of(found), files_of(expected)
-    assert not [name for name in found if TEMPORARY.fullmatch(name.rsplit("/")[-1])], "a temporary file is left"
-    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
-    assert not (other := [name for name in found if found[name] != expected[name]]), f"other bytes in {other}"
-
-
-def weights_of(path):
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        json.loads(archive.read("training.json"))
-        import h5py
-        arrays = {}
-        with archive.open("model.weights.h5") as file, h5py.File(file) as store:
-            store.visititems(lambda name, item: arrays.update({name: item[()]} if hasattr(item, "shape") else {}))
-    return arrays
-
-
-def assert_same_weights(found, expected):
-    found, expected = weights_of(found), weights_of(expected)
-    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+def originals(place):
+    """The bytes of the file of each kind that is to be damaged."""
+    whole = undisturbed(place, "trained")
+    paths = {"spectrograms": sorted(whole.glob("Preproc/*/*.npy"))[0],
+             "settings": whole / "Preproc/settings.json",
+             "weights": whole / "weights.keras",
+             "checkpoint": stopped(place) / "weights.unfinished.keras"}
+    return {kind: path.read_bytes() for kind, path in paths.items()}
 
 
 def write_tone(path, hertz, rng, seconds=0.1):
+    """Write a tone as a sound file, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, tone(rng, hertz, seconds), SAMPLE_RATE)
 
 
-def originals(place):
-    """The bytes of the file of each kind that is to be damaged, and its name."""
-    whole, stopped = undisturbed(place, "trained"), place / "stopped"
-    if not stopped.exists():
-        stop_training(copy_of(whole, stopped))
-    paths = {"spectrograms": sorted(whole.glob("Preproc/*/*.npy"))[0], "settings": whole / "Preproc/settings.json",
-             "weights": whole / "weights.keras", "state": stopped / "weights.unfinished.npz"}
-    return {kind: path.read_bytes() for kind, path in paths.items()}
+# ---------------------------------------------------------------- files, and their comparison
+
+def sounds_of(folder):
+    """The paths of all files in the classes of Samples/, below `folder`."""
+    return sorted(path.relative_to(folder) for path in folder.glob("Samples/*/*"))
 
 
-def stop_training(folder):
-    """Train until the first state with an epoch is saved."""
-    code = ("import os, sys; sys.path.insert(0, sys.argv.pop(1)); import models, train_network, utils\n"
-            "save = models.save_state\n"
-            "models.save_state = lambda *args: (save(*args), os._exit(0) if args[3] else None)\n"
-            "utils.run(train_network.main)")
-    subprocess.run([sys.executable, "-c", code, ROOT, "--epochs", "3", *SMALL, "--fresh"], cwd=folder, check=True,
-                   capture_output=True)
+def copy_of(folder, target):
+    """Copy a folder, with its file times. Returns the target."""
+    return shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
+def is_temporary(name):
+    """Whether a name, or path, is that of a file that was being written."""
+    return bool(TEMPORARY.fullmatch(str(name).rsplit("/")[-1]))
+
+
+def files_of(folder):
+    """The bytes of all files below a folder, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+def state_of(folder):
+    """Bytes, file time and inode of all files below a folder, by name."""
+    found = {}
+    for name, data in files_of(folder).items():
+        status = (folder / name).stat()
+        found[name] = data, status.st_mtime_ns, status.st_ino
+    return found
+
+
+def assert_same_files(found, expected):
+    """Check that two folders hold the same files, and no temporary ones."""
+    found = files_of(found)
+    expected = files_of(expected)
+    assert not any(map(is_temporary, found)), "a temporary file is left"
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    other = [name for name in found if found[name] != expected[name]]
+    assert not other, f"other bytes in {other}"
+
+
+def info_of(weights):
+    """What a weights file, or its bytes, tells of its training."""
+    data = weights if isinstance(weights, bytes) else weights.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return json.loads(archive.read("training.json"))
+
+
+def arrays_of(weights):
+    """All arrays in a weights file, or its bytes: of the network and its optimizer."""
+    data = weights if isinstance(weights, bytes) else weights.read_bytes()
+    arrays = {}
+
+    def add(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as store:
+            store.visititems(add)
+    assert any(name.startswith("optimizer/") for name in arrays), list(arrays)
+    return arrays
+
+
+def describe_weights(weights):
+    """The info of a weights file without what depends on the speed of the computer."""
+    info = info_of(weights)
+    for row in info["history"]:
+        del row["seconds"]
+        del row["windows_per_second"]
+    return info
+
+
+def assert_same_weights(found, expected):
+    """Check that two weights files hold the same arrays, byte for byte, and the same info."""
+    assert describe_weights(found) == describe_weights(expected)
+    found = arrays_of(found)
+    expected = arrays_of(expected)
+    assert found.keys() == expected.keys()
+    other = [name for name in expected if found[name].tobytes() != expected[name].tobytes()]
+    assert not other, f"other values in {other}"

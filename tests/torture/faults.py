@@ -1,7 +1,7 @@
-"""What can happen to the four scripts, and what must hold then: one function a fault, one call a try.
+"""The list of faults: what can happen to the four scripts, and what must hold then.
 
-Each gets an empty folder and a random.Random, and raises AssertionError where something was lost. One that tries
-many files in one call returns how many.
+Each is a function of a shared folder, an empty folder of its own and a Draw. It raises
+AssertionError if something was lost. One that tries many files in a call returns how many.
 """
 import shutil
 
@@ -11,20 +11,23 @@ import stops
 from common import BATCH, FAULTS, Draw, originals, undisturbed
 
 __all__ = ["BATCH", "FAULTS", "prepare", "try_one"]
-MODULES = inputs, stops, locks  # each adds its faults to the list
+MODULES = inputs, stops, locks  # each adds its faults to FAULTS
 
 
-def try_one(name, place, seed, number, room=1, short=False):
-    """Try a fault once, in a folder of its own below `place`; how many tries that was. Raises AssertionError."""
+def try_one(name, place, seed, number, n_files=1, short=False):
+    """Try a fault once, in a folder of its own in `place`. Returns how many tries that was.
+
+    Raises AssertionError.
+    """
     folder = place / f"{name} {seed} {number}"
     folder.mkdir()
-    n = FAULTS[name][0](place, folder, Draw(name, seed, number, room, short))
+    n = FAULTS[name].function(place, folder, Draw(name, seed, number, n_files, short))
     shutil.rmtree(folder)
     return n or 1
 
 
 def prepare(place):
-    """What the tries share, done before two of them run side by side."""
+    """Make what the tries share, before two of them run side by side."""
     for kind in ("preprocessed", "augmented", "trained", "many"):
         undisturbed(place, kind)
     inputs.sources()

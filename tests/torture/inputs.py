@@ -3,18 +3,18 @@ import contextlib
 import functools
 import io
 import json
+import pickle
 import random
 import re
 import shutil
 import struct
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import soundfile
 from common import (
-    MOST_MEMORY,
+    MAX_MEMORY,
     SMALL,
     copy_of,
     end,
@@ -25,15 +25,17 @@ from common import (
     refused,
     run,
     sounds_of,
+    stopped,
     undisturbed,
     write_tone,
 )
 from conftest import ROOT, SAMPLE_RATE, read_table, tone
-from mutate import damage, damage_archive, damage_json, packed
+from mutate import damage, damage_archive, damage_json, pack, unpack
 
 # ---------------------------------------------------------------- odd sets
 
 def run_all(folder):
+    """Run preprocessing, training and evaluation. Returns what the last one printed."""
     run("preprocess_data.py", cwd=folder)
     run("train_network.py", "--epochs", 1, *SMALL, cwd=folder)
     return run("eval_network.py", cwd=folder)[0]
@@ -49,11 +51,14 @@ def thousand_classes(folder, n=1000):
 
 
 def lonely_sounds(folder):
+    """All classes but the first have one sound."""
     for k in range(100):
         for i in range(1 if k else 20):
-            write_tone(folder / f"Samples/{k:02d}/{i}.wav", 100 + 20 * k, np.random.default_rng(k))
+            path = folder / f"Samples/{k:02d}/{i}.wav"
+            write_tone(path, 100 + 20 * k, np.random.default_rng(k))
     run("preprocess_data.py", cwd=folder)
-    assert "expected at least 2 sounds, found 1" in refused("train_network.py", cwd=folder)
+    err = refused("train_network.py", cwd=folder)
+    assert "expected at least 2 sounds, found 1" in err, err
 
 
 def identical_sounds(folder):
@@ -63,67 +68,79 @@ def identical_sounds(folder):
 
 
 def refuse_twins(folder):
-    """Where all sounds are identical, none can be tested without having been trained on."""
+    """Check that a set of identical sounds is refused: none is left to test on."""
     run("preprocess_data.py", cwd=folder)
-    assert "no test sounds are left, because they are identical" in refused("train_network.py", cwd=folder)
+    err = refused("train_network.py", cwd=folder)
+    assert "no test sounds are left, because they are identical" in err, err
 
 
 def silent_sounds(folder):
     for k in range(30):
-        (folder / f"Samples/{'abc'[k % 3]}").mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / f"Samples/{'abc'[k % 3]}/{k}.wav", np.zeros(1000 + k), SAMPLE_RATE)
+        path = folder / f"Samples/{'abc'[k % 3]}/{k}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.zeros(1000 + k), SAMPLE_RATE)
     _, err = run("augment_data.py", 1, "Samples/a/0.wav", cwd=folder, statuses=(1,))
-    assert "found silence" in err
+    assert err.startswith("skipped Samples/a/0.wav: silent"), err
     refuse_twins(folder)
 
 
+HEADER = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 196, b"WAVEfmt ", 16, 1, 1, 8000, 16000, 2, 16,
+                     b"data", 160)
+
+
 def tiny_files(folder, n=100_000):
+    time = np.arange(80)  # samples
     for k in range(n):
         path = folder / f"Samples/{k % 10}/{k:06d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        y = np.int16(10000 * np.sin(np.arange(80) * (0.1 + 0.2 * (k % 10)))) + np.int16(k % 997)
-        path.write_bytes(HEADER + y.tobytes())
+        y = 10000 * np.sin(time * (0.1 + 0.2 * (k % 10)))
+        path.write_bytes(HEADER + (np.int16(y) + np.int16(k % 997)).tobytes())
     out, _ = run("preprocess_data.py", cwd=folder)
-    assert f"{n} spectrograms written" in out
+    assert f"{n} spectrograms written" in out, out
     out, _ = run("preprocess_data.py", cwd=folder)
-    assert f"0 spectrograms written, {n} kept" in out
+    assert f"0 spectrograms written, {n} kept" in out, out
     run("train_network.py", "--epochs", 1, *SMALL, "--batch-size", 512, cwd=folder)
-    assert f"on {n // 5} sounds" in run("eval_network.py", cwd=folder)[0]
+    out, _ = run("eval_network.py", cwd=folder)
+    assert f"on {n // 5} sounds" in out, out
 
 
-HEADER = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 196, b"WAVEfmt ", 16, 1, 1, 8000, 16000, 2, 16, b"data", 160)
-ODD = [lonely_sounds, silent_sounds, thousand_classes, identical_sounds, tiny_files]  # `make test` takes the first
+ODD = [lonely_sounds, silent_sounds, thousand_classes, identical_sounds, tiny_files]
 
 
 @fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD))
 def odd_sets(place, folder, rng):
-    number = rng.number if rng.short else -1 - rng.number  # the longest first
+    """Each of ODD in its turn, the longest first; `make test` takes the shortest."""
+    number = rng.number if rng.short else -1 - rng.number
     ODD[number](folder)
 
 
 # ---------------------------------------------------------------- damaged sounds
 
-SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_24", ".ogg": "VORBIS", ".aiff": "PCM_16", ".mp3": "MPEG_LAYER_III"}
+SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_24", ".ogg": "VORBIS", ".aiff": "PCM_16",
+            ".mp3": "MPEG_LAYER_III"}
 
 
 @functools.cache
 def sources():
-    """The bytes of sounds to be damaged, by extension: real ones as they are, and written anew in each format."""
+    """The bytes of sounds to be damaged, by extension: real ones, and tones in each format."""
     found = {suffix: [] for suffix in SUBTYPES}
-    y = tone(np.random.default_rng(0), 440)
-    loud = random.Random(0).sample(real_sounds(), min(20, len(real_sounds())))
-    for path in loud:
-        found.get(path.suffix.lower(), []).append(path.read_bytes())
+    paths = real_sounds()
+    paths = random.Random(0).sample(paths, min(20, len(paths)))
+    for path in paths:
+        if path.suffix.lower() in found:
+            found[path.suffix.lower()].append(path.read_bytes())
+    sounds = [(tone(np.random.default_rng(0), 440), SAMPLE_RATE), *map(soundfile.read, paths[:3])]
     for suffix, data in found.items():
-        for samples, rate in [(y, SAMPLE_RATE), *(soundfile.read(path) for path in loud[:3])]:
-            with contextlib.suppress(soundfile.SoundFileError):  # a rate that the format does not know
-                soundfile.write(file := io.BytesIO(), samples, rate, SUBTYPES[suffix], format=suffix[1:].upper())
+        for y, sample_rate in sounds:
+            file = io.BytesIO()
+            with contextlib.suppress(soundfile.SoundFileError):  # a rate that the format lacks
+                soundfile.write(file, y, sample_rate, SUBTYPES[suffix], format=suffix[1:].upper())
                 data.append(file.getvalue())
     return found
 
 
-def write_damaged(folder, n, rng):
-    """n damaged sounds of all formats in Samples/; their names."""
+def write_damaged_sounds(folder, n, rng):
+    """Write n damaged sounds of all formats into Samples/. Returns their names."""
     names = []
     for k in range(n):
         suffix = rng.choice(list(SUBTYPES))
@@ -134,72 +151,99 @@ def write_damaged(folder, n, rng):
     return names
 
 
-def measured(script, *args, cwd):
-    """The output of a script that may skip files, after checking its memory."""
-    code = ("import resource, subprocess, sys; status = subprocess.run(sys.argv[1:]).returncode\n"
-            "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(status)")
-    process = subprocess.Popen([sys.executable, "-c", code, sys.executable, ROOT / script, *map(str, args)], cwd=cwd,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+MEASURE = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:]).returncode
+print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def run_measured(script, *args, cwd):
+    """Run a script that may skip files. Returns the lines that it printed.
+
+    Checks its memory, and that stderr has no other lines than those on skipped files.
+    """
+    command = [sys.executable, "-c", MEASURE, sys.executable, ROOT / script, *map(str, args)]
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)
     out, err = end(process, 0, 1)
     *lines, peak = out.splitlines()
-    assert int(peak.split()[1]) * 1024 < MOST_MEMORY, f"{script}: {peak} kB"
+    assert int(peak.split()[1]) * 1024 < MAX_MEMORY, f"{script}: {peak} kB"
     expected = rf"skipped |and \d+ more|{script}: "
-    assert not (strange := [line for line in err.splitlines() if not re.match(expected, line)]), strange
-    return lines, err
+    strange = [line for line in err.splitlines() if not re.match(expected, line)]
+    assert not strange, strange
+    return lines
 
 
 @fault("damaged sounds: preprocess, augment and eval read each, or name it", 2000, 60)
 def damaged_sounds(place, folder, rng):
-    n = rng.room
-    names = set(write_damaged(folder, n, rng))
-    measured("preprocess_data.py", "--sample-rate", 44100, cwd=folder)
+    n = rng.n_files
+    names = set(write_damaged_sounds(folder, n, rng))
+    run_measured("preprocess_data.py", "--sample-rate", 44100, cwd=folder)
     table = folder / "Preproc/skipped.csv"
     skipped = {row["file"] for row in read_table(table)} if table.exists() else set()
-    written = {str(path.relative_to(folder / "Preproc"))[:-4] for path in folder.glob("Preproc/*/*.npy")}
-    assert skipped | written == names and not skipped & written, (skipped | written) ^ names
-    lines, _ = measured("augment_data.py", 1, *sounds_of(folder), cwd=folder)
-    n_written, n_bad = (int(re.search(rf"(\d+) {text}", lines[-2])[1]) for text in ("copies", "files skipped"))
+    written = {path.relative_to(folder / "Preproc").as_posix().removesuffix(".npy")
+               for path in folder.glob("Preproc/*/*.npy")}
+    assert_each_once(skipped, written, names)
+
+    lines = run_measured("augment_data.py", 1, *sounds_of(folder), cwd=folder)
+    n_written = int(re.search(r"(\d+) copies written", lines[-2])[1])
+    n_skipped = int(re.search(r"(\d+) files skipped", lines[-2])[1])
     copies = list(folder.glob("Samples/*/*_aug1*"))
-    assert n_written + n_bad == n and len(copies) == n_written, lines
+    assert n_written + n_skipped == n and len(copies) == n_written, lines
     for path in copies:
         path.unlink()
+
     weights = undisturbed(place, "trained") / "weights.keras"
-    lines, _ = measured("eval_network.py", "--weights", weights, "Samples", cwd=folder)
-    said = {line.split()[0].removeprefix("Samples/") for line in lines}
-    assert said | skipped == names and not said & skipped, (said | skipped) ^ names
+    lines = run_measured("eval_network.py", "--weights", weights, "Samples", cwd=folder)
+    classified = {line.split()[0].removeprefix("Samples/") for line in lines}
+    assert_each_once(skipped, classified, names)
     return n
 
 
-# ---------------------------------------------------------------- damaged spectrograms, settings, weights
+def assert_each_once(skipped, done, names):
+    """Check that each name was either skipped or done."""
+    assert skipped | done == names, (skipped | done) ^ names
+    assert not skipped & done, skipped & done
 
-KINDS = {"spectrograms": 0.45, "settings": 0.15, "weights": 0.25, "state": 0.15}  # shares of the tries
+
+# ---------------------------------------------------------------- damaged files
+
+SHARES = {"spectrograms": 0.45, "settings": 0.15, "weights": 0.25, "checkpoint": 0.15}
+NAMES_OF_KINDS = {"spectrograms": "{:04d}x.npy", "settings": "{:04d}/settings.json",
+                  "weights": "{:04d}x.keras", "checkpoint": "{:04d}x.unfinished.keras"}
 
 
 def write_damaged_file(kind, k, folder, place, rng):
-    path = folder / kind / {"spectrograms": f"{k:04d}x.npy", "settings": f"{k:04d}/settings.json",
-                            "weights": f"{k:04d}x.keras", "state": f"{k:04d}x.unfinished.npz"}[kind]
+    """Write a damaged file of a kind. Returns its path."""
+    path = folder / kind / NAMES_OF_KINDS[kind].format(k)
     path.parent.mkdir(parents=True, exist_ok=True)
-    how = {"spectrograms": damage, "settings": damage_json}.get(kind, damage_archive)
-    path.write_bytes(how(originals(place)[kind], rng))
+    damage_file = {"spectrograms": damage, "settings": damage_json}.get(kind, damage_archive)
+    path.write_bytes(damage_file(originals(place)[kind], rng))
     return path
 
 
-@fault("damaged .npy, settings, weights and states: read, or named in one line", 500, 60)
+@fault("damaged .npy, settings, weights and checkpoints: read, or named in one line", 500, 60)
 def damaged_files(place, folder, rng):
-    paths = [write_damaged_file(kind, k, folder, place, rng)
-             for kind, share in KINDS.items() for k in range(max(1, round(share * rng.room)))]
-    judge = subprocess.Popen([sys.executable, ROOT / "tests/torture/judge.py", undisturbed(place, "trained"), *paths],
-                             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    paths = [write_damaged_file(kind, k, folder, place, rng) for kind, share in SHARES.items()
+             for k in range(max(1, round(share * rng.n_files)))]
+    command = [sys.executable, ROOT / "tests/torture/judge.py", undisturbed(place, "trained")]
+    judge = subprocess.Popen([*command, *paths], cwd=folder, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, start_new_session=True)
     out, _ = end(judge, 0)
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == len(paths), f"the process died at {paths[len(found)]}"
-    assert not (bad := [pair for pair in found if pair[1] not in ("read", "named")]), bad
+    bad = [pair for pair in found if pair[1] not in ("read", "named")]
+    assert not bad, bad
     assert {verdict for _, verdict in found} == {"read", "named"}
-    return rng.room
+    return rng.n_files
 
+
+# ---------------------------------------------------------------- what would run code
 
 class Bomb:
-    """What creates a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -208,78 +252,126 @@ class Bomb:
         return open, (self.path, "w")
 
 
-@fault("pickles, and layers that run code: never run", 6)
-def pickles(place, folder, rng):
-    whole, bomb = undisturbed(place, "trained"), folder / "ran"
-    copy_of(whole, folder)
-    with zipfile.ZipFile(whole / "weights.keras") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+def pickle_as_spectrogram(folder, bomb):
+    path = folder / "Preproc/low/00.wav.npy"
+    np.save(path, np.array([Bomb(bomb)]), allow_pickle=True)
+    _, err = run("train_network.py", "--fresh", "--epochs", 1, *SMALL, cwd=folder, statuses=(1,))
+    assert "skipped Preproc/low/00.wav.npy: expected a spectrogram" in err, err
+
+
+def pickle_as_weights(folder, bomb):
+    (folder / "weights.keras").write_bytes(pickle.dumps(Bomb(bomb)))
+    err = refused("eval_network.py", cwd=folder)
+    assert "weights.keras: expected the weights" in err, err
+
+
+def pickle_as_checkpoint(folder, bomb):
+    (folder / "weights.unfinished.keras").write_bytes(pickle.dumps(Bomb(bomb)))
+    err = refused("train_network.py", "--epochs", 3, *SMALL, cwd=folder)
+    assert "weights.unfinished.keras: expected the weights" in err, err
+
+
+def change_network(path, change):
+    """Call change() with the description of the network in a weights file, and write it."""
+    members = unpack(path.read_bytes())
     network = json.loads(members["config.json"])
-    kind = (rng.number + 2) % 6
-    if kind == 0:
-        np.save(folder / "Preproc/low/00.wav.npy", np.array([Bomb(bomb)]), allow_pickle=True)
-        _, err = run("train_network.py", "--fresh", "--epochs", 1, *SMALL, cwd=folder, statuses=(1,))
-        assert "skipped Preproc/low/00.wav.npy: expected a spectrogram" in err
-    elif kind == 1:
-        with np.load(place / "stopped/weights.unfinished.npz") as state:
-            np.savez(folder / "weights.unfinished.npz", np.array([Bomb(bomb)]), said=state["said"])
-        assert "unfinished.npz: expected a training" in refused("train_network.py", "--epochs", 3, *SMALL, cwd=folder)
-    elif kind == 2:
-        import pickle
-        (folder / "weights.keras").write_bytes(pickle.dumps(Bomb(bomb)))
-        assert "weights.keras: expected the weights" in refused("eval_network.py", cwd=folder)
-    else:
-        code = f"open({str(bomb)!r}, 'w')"
-        layer = {3: {"module": "keras.layers", "class_name": "Lambda", "registered_name": None,
-                     "config": {"name": "x", "function": {"class_name": "__lambda__", "config": {"code": code}}}},
-                 4: {"module": "builtins", "class_name": "exec", "registered_name": "exec", "config": code},
-                 5: {"module": "keras.layers", "class_name": "TFSMLayer", "registered_name": None,
-                     "config": {"name": "x", "filepath": "../elsewhere"}}}[kind]
-        network["config"]["layers"].insert(1, layer | {"name": "x", "inbound_nodes": []})
-        (folder / "weights.keras").write_bytes(packed(members | {"config.json": json.dumps(network).encode()}))
-        assert f"(it holds {layer['class_name']}" in refused("eval_network.py", cwd=folder).replace("__lambda__, ", "")
+    change(network)
+    path.write_bytes(pack(members | {"config.json": json.dumps(network).encode()}))
+
+
+def foreign_layer(layer, folder, bomb):
+    """Weights with a layer that is not one of ours."""
+    layer = json.loads(json.dumps(layer).replace("CODE", f"open({str(bomb)!r}, 'w')"))
+
+    def insert(network):
+        network["config"]["layers"].insert(1, {**layer, "name": "x", "inbound_nodes": []})
+
+    change_network(folder / "weights.keras", insert)
+    err = refused("eval_network.py", cwd=folder)
+    assert "(it holds " in err and layer["class_name"] in err, err
+
+
+def foreign_loss(folder, bomb):
+    """A checkpoint whose loss is a function, as continuing reads the optimizer and the loss."""
+    def replace(network):
+        network["compile_config"]["loss"] = {
+            "module": "builtins", "class_name": "function", "registered_name": "function",
+            "config": f"open({str(bomb)!r}, 'w')"}
+
+    change_network(folder / "weights.unfinished.keras", replace)
+    err = refused("train_network.py", "--epochs", 3, *SMALL, cwd=folder)
+    assert "weights.unfinished.keras: expected the weights" in err, err
+    assert "(it holds function" in err, err
+
+
+LAMBDA = {"module": "keras.layers", "class_name": "Lambda", "registered_name": None, "config": {
+    "name": "x", "function": {"class_name": "__lambda__", "config": {"code": "CODE"}}}}
+EXEC = {"module": "builtins", "class_name": "exec", "registered_name": "exec", "config": "CODE"}
+SAVED_MODEL = {"module": "keras.layers", "class_name": "TFSMLayer", "registered_name": None,
+               "config": {"name": "x", "filepath": "../elsewhere"}}
+BOMBS = [pickle_as_weights, foreign_loss, pickle_as_spectrogram, pickle_as_checkpoint,
+         *(functools.partial(foreign_layer, layer) for layer in (LAMBDA, EXEC, SAVED_MODEL))]
+
+
+@fault("pickles, layers and losses that run code: never run", len(BOMBS))
+def pickles(place, folder, rng):
+    """Each of BOMBS in its turn."""
+    copy_of(stopped(place), folder)
+    bomb = folder / "ran"
+    BOMBS[rng.number % len(BOMBS)](folder, bomb)
     assert not bomb.exists(), "it was run"
 
 
 # ---------------------------------------------------------------- names
 
-NAMES = ["line\nbreak", "\x1b[31mred\x1b]0;title\x07", "-rf", "--help", "=1+1", "=cmd|'calc'!A0", "+1", "@SUM(1)",
-         "..x", "$(touch ran)", "`touch ran`", "a;touch ran", "%s%n{}{0}", "[red]x[bold]", "$x^2$", "tab\there",
-         "\u202egnp", "caf\xe9 \u96e8", "x" * 120, " space ", "\x9b31m", "back\\slash", "quote'\"", "\r over"]
+NAMES = [
+    "line\nbreak", "\x1b[31mred\x1b]0;title\x07", "-rf", "--help", "=1+1", "=cmd|'calc'!A0", "+1",
+    "@SUM(1)", "..x", "$(touch ran)", "`touch ran`", "a;touch ran", "%s%n{}{0}", "[red]x[bold]",
+    "$x^2$", "tab\there", "\u202egnp", "caf\xe9 \u96e8", "x" * 120, " space ", "\x9b31m",
+    "back\\slash", "quote'\"", "\r over"]
 FORMULA = re.compile(r"[=+@\t\r\n]|-[^0-9]")
 
 
 def assert_fit_to_show(text):
+    """Check that a text has no control characters but line breaks."""
     assert all(c.isprintable() or c == "\n" for c in text), f"shown raw: {text!r}"
 
 
 def assert_no_formula(folder):
+    """Check that no cell of a table is one that a spreadsheet would run."""
     for path in folder.rglob("*.csv"):
-        rows = [line for line in read_table(path)] if path.stat().st_size else []
+        rows = read_table(path) if path.stat().st_size else []
         cells = [cell for row in rows for pair in row.items() for cell in pair]
-        assert not (bad := [cell for cell in cells if FORMULA.match(cell or "")]), f"{path.name}: {bad}"
+        bad = [cell for cell in cells if FORMULA.match(cell or "")]
+        assert not bad, f"{path.name}: {bad}"
 
 
 @fault("hostile names: 24, each of a class and of files", 4)
 def hostile_names(place, folder, rng):
-    classes, inner = NAMES[rng.number % 4::4], folder / "inner"
-    for n, class_name in enumerate(classes):
-        (inner / "Samples" / class_name).mkdir(parents=True)
-        for k, name in enumerate(classes):
-            write_tone(inner / "Samples" / class_name / f"{name}{k}.wav", 200 + 200 * n, np.random.default_rng(k), 0.4)
+    names = NAMES[rng.number % 4::4]
+    inner = folder / "inner"
+    for n, class_name in enumerate(names):
+        for k, name in enumerate(names):
+            path = inner / "Samples" / class_name / f"{name}{k}.wav"
+            write_tone(path, 200 + 200 * n, np.random.default_rng(k), seconds=0.4)
     for suffix in (".wav", ".m4a"):
-        (inner / "Samples" / classes[0] / f"{classes[1]}{suffix}").write_text("no sound")
-    before, name = files_of(folder).keys(), classes[0]
-    for script, *args in (["augment_data.py", 1, *sounds_of(inner)], ["preprocess_data.py"],
-                          ["train_network.py", "--epochs", 1, *SMALL], ["eval_network.py"],
-                          ["eval_network.py", "--csv", "new.csv", f"Samples/{name}"],
-                          ["eval_network.py", "--timeline", f"Samples/{name}/{name}0.wav", "Samples/gone/\x1b"],
-                          ["eval_network.py", "--data", "../inner/Samples"])[:4 if rng.short else None]:
+        (inner / "Samples" / names[0] / f"{names[1]}{suffix}").write_text("no sound")
+    before = files_of(folder).keys()
+    first = f"Samples/{names[0]}"
+    commands = [["augment_data.py", 1, *sounds_of(inner)],
+                ["preprocess_data.py"],
+                ["train_network.py", "--epochs", 1, *SMALL],
+                ["eval_network.py"],
+                ["eval_network.py", "--csv", "new.csv", first],
+                ["eval_network.py", "--data", "../inner/Samples"],
+                ["examples/timeline.py", f"{first}/{names[0]}0.wav", "Samples/gone/\x1b"]]
+    for script, *args in commands[:4] if rng.short else commands:
         out, err = run(script, *args, cwd=inner, statuses=(0, 1))
         assert_fit_to_show(out + err)
         assert len(err.splitlines()) <= 4, err
     assert_no_formula(inner)
-    outside = [path for path in files_of(folder).keys() - before if not path.startswith("inner/")]
+    new = files_of(folder).keys() - before
+    outside = [path for path in new if not path.startswith("inner/")]
     assert not outside and not list(folder.rglob("ran")), outside
     assert (inner / "Results/roc_curves.png").exists() and not (folder / "Samples").exists()
 
@@ -287,17 +379,21 @@ def hostile_names(place, folder, rng):
 @fault("weights that name files elsewhere, flags with escape sequences", 2)
 def hostile_weights(place, folder, rng):
     whole = undisturbed(place, "trained")
-    copy_of(whole, folder / "inner")
+    inner = folder / "inner"
+    copy_of(whole, inner)
     if rng.number == 0:
-        err = refused("eval_network.py", "--weights", "\x1b[31m.keras", "--samples", "a\nb", cwd=folder)
+        err = refused("eval_network.py", "--weights", "\x1b[31m.keras", "--samples", "a\nb",
+                      cwd=folder)
         err += refused("train_network.py", "--\x1b[31m", cwd=folder)
-        return assert_fit_to_show(err)
-    with zipfile.ZipFile(whole / "weights.keras") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    info = json.loads(members["training.json"])
+        assert_fit_to_show(err)
+        return
     (folder / "secret").mkdir()
     shutil.copy(folder / "inner/Samples/low/00.wav", folder / "secret/00.wav")
+    members = unpack((whole / "weights.keras").read_bytes())
+    info = json.loads(members["training.json"])
     info["test"] += ["../secret/00.wav", "../../secret/00.wav", str(folder / "secret/00.wav")]
-    (folder / "inner/weights.keras").write_bytes(packed(members | {"training.json": json.dumps(info).encode()}))
-    out, _ = run("eval_network.py", cwd=folder / "inner")
-    assert "secret" not in (folder / "inner/Results/scores.csv").read_text() and "3 of" in out, out
+    members["training.json"] = json.dumps(info).encode()
+    (inner / "weights.keras").write_bytes(pack(members))
+    out, _ = run("eval_network.py", cwd=inner)
+    assert "secret" not in (inner / "Results/scores.csv").read_text()
+    assert f"3 of {len(info['test'])} test sounds missing" in out, out
