@@ -23,7 +23,6 @@ COPIED = (
     "*.txt",
     "*.ini",
     "tests/*.py",
-    "tests/torture/*.py",
     "examples/*.py",
     "benchmarks/*.py",
 )

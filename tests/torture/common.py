@@ -34,17 +34,16 @@ class Fault(NamedTuple):
     function: Callable
     text: str
     n_tries: int
-    n_short: int  # tries, or files, in `make test`
 
 
 FAULTS = {}  # by name
 
 
-def fault(text, n_tries, n_short=1):
+def fault(text, n_tries):
     """Add the decorated function to FAULTS, under its name with hyphens."""
     def add(function):
         name = function.__name__.replace("_", "-")
-        FAULTS[name] = Fault(function, text, n_tries, n_short)
+        FAULTS[name] = Fault(function, text, n_tries)
         return function
     return add
 
@@ -52,14 +51,13 @@ def fault(text, n_tries, n_short=1):
 class Draw(random.Random):
     """The random numbers of a try.
 
-    number: of the try. n_files: how many files it may damage. short: whether it is to be short.
+    number: of the try. n_files: how many files it may damage.
     """
 
-    def __init__(self, name, seed, number, n_files, short):
+    def __init__(self, name, seed, number, n_files):
         super().__init__(f"{name} {seed} {number}")
         self.number = number
         self.n_files = n_files
-        self.short = short
 
 
 # ---------------------------------------------------------------- the scripts, run as commands

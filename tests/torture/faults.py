@@ -14,14 +14,14 @@ __all__ = ["BATCH", "FAULTS", "prepare", "try_one"]
 MODULES = inputs, stops, locks  # each adds its faults to FAULTS
 
 
-def try_one(name, place, seed, number, n_files=1, short=False):
+def try_one(name, place, seed, number, n_files=1):
     """Try a fault once, in a folder of its own in `place`. Returns how many tries that was.
 
     Raises AssertionError.
     """
     folder = place / f"{name} {seed} {number}"
     folder.mkdir()
-    n = FAULTS[name].function(place, folder, Draw(name, seed, number, n_files, short))
+    n = FAULTS[name].function(place, folder, Draw(name, seed, number, n_files))
     shutil.rmtree(folder)
     return n or 1
 

@@ -109,8 +109,8 @@ ODD = [lonely_sounds, silent_sounds, thousand_classes, identical_sounds, tiny_fi
 
 @fault("1,000 classes; one sound in 99 % of classes; identical; silent; 100,000 files", len(ODD))
 def odd_sets(place, folder, rng):
-    """Each of ODD in its turn, the longest first; `make test` takes the shortest."""
-    number = rng.number if rng.short else -1 - rng.number
+    """Each of ODD in its turn, the longest first."""
+    number = -1 - rng.number
     ODD[number](folder)
 
 
@@ -176,7 +176,7 @@ def run_measured(script, *args, cwd):
     return lines
 
 
-@fault("damaged sounds: preprocess, augment and eval read each, or name it", 2000, 60)
+@fault("damaged sounds: preprocess, augment and eval read each, or name it", 2000)
 def damaged_sounds(place, folder, rng):
     n = rng.n_files
     names = set(write_damaged_sounds(folder, n, rng))
@@ -224,7 +224,7 @@ def write_damaged_file(kind, k, folder, place, rng):
     return path
 
 
-@fault("damaged .npy, settings, weights and checkpoints: read, or named in one line", 500, 60)
+@fault("damaged .npy, settings, weights and checkpoints: read, or named in one line", 500)
 def damaged_files(place, folder, rng):
     paths = [write_damaged_file(kind, k, folder, place, rng) for kind, share in SHARES.items()
              for k in range(max(1, round(share * rng.n_files)))]
@@ -365,7 +365,7 @@ def hostile_names(place, folder, rng):
                 ["eval_network.py", "--csv", "new.csv", first],
                 ["eval_network.py", "--data", "../inner/Samples"],
                 ["examples/timeline.py", f"{first}/{names[0]}0.wav", "Samples/gone/\x1b"]]
-    for script, *args in commands[:4] if rng.short else commands:
+    for script, *args in commands:
         out, err = run(script, *args, cwd=inner, statuses=(0, 1))
         assert_fit_to_show(out + err)
         assert len(err.splitlines()) <= 4, err

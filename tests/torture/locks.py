@@ -220,7 +220,7 @@ LOCKS = [lock_preproc, lock_class_of_preproc, lock_folders, dead_link_to_class, 
          folders_for_files, files_for_folders, dead_links, pipes]
 
 
-@fault("read-only folders, no permission, a folder for a file, dead links", len(LOCKS), 4)
+@fault("read-only folders, no permission, a folder for a file, dead links", len(LOCKS))
 def locked(place, folder, rng):
     """Each of LOCKS in its turn."""
     copy_of(undisturbed(place, "trained"), folder)
