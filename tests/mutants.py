@@ -147,8 +147,8 @@ MUTATIONS = [
         "train_network.py",
         "return models.load_network(path, compile=True)",
         "network, info = models.load_network(path)\n"
-        '        models.compile_network(network, "default", info["hyperparameters"], 150)\n'
-        "        return network, info",
+        '    models.compile_network(network, "default", info["hyperparameters"], 15)\n'
+        "    return network, info",
         "training ctrl_c",
     ),
     Mutation(
