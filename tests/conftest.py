@@ -17,6 +17,7 @@ import utils
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 8000  # Hz
+SMALL = "--layers", "1", "--filters", "2"  # a network that trains in no time
 DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings are not here")
 # Two workers share two cores: more threads would wait for one another.

@@ -1,4 +1,4 @@
-"""The networks, their input, and which weights are kept."""
+"""The networks, their input, predictions and the weights file."""
 
 import keras
 import numpy as np

@@ -8,7 +8,16 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SAMPLE_RATE, load_json, one_line, read_scores, run, write_sounds
+from conftest import (
+    ROOT,
+    SAMPLE_RATE,
+    SMALL,
+    load_json,
+    one_line,
+    read_scores,
+    run,
+    write_sounds,
+)
 
 import models
 import utils
@@ -16,7 +25,6 @@ from utils import default_settings, log_mel_spectrogram
 
 SCRIPTS = "augment_data.py", "preprocess_data.py", "train_network.py", "eval_network.py"
 MODULES = "utils.py", "models.py", *SCRIPTS
-SMALL = "--layers", 1, "--filters", 2  # a network that trains in no time
 
 
 def test_four_commands_lead_from_sounds_to_curves(trained):

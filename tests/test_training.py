@@ -16,14 +16,13 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line, read_table, run
+from conftest import ROOT, SMALL, one_line, read_table, run
 
 import models
 import train_network
 import utils
 from utils import UserError
 
-SMALL = "--layers", "1", "--filters", "2"  # a network that trains in no time
 N_STEPS = 5  # in an epoch
 
 

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import h5py
 import soundfile
-from conftest import DATA, ROOT, SAMPLE_RATE, tone, write_sounds
+from conftest import DATA, ROOT, SAMPLE_RATE, SMALL, tone, write_sounds
 
-SMALL = "--layers", "1", "--filters", "2"  # a network that trains in no time
 MAX_SECONDS = 300  # of a script
 MAX_WAIT = 30  # seconds until the workers of a killed script have ended
 MAX_MEMORY = 2**30  # of a script, in bytes
