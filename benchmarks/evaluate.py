@@ -153,7 +153,7 @@ def measure_many(n_classes=500, n=80):
             for i in range(n + 2):
                 array = rng.normal(-50 + k / 20, 10, (16, 16)).astype(np.float32)
                 np.save(path / f"{'test' if i < n else 'train'}{i}.wav.npy", array)
-        settings = {"finished": True, "features": features}
+        settings = {"features": features, "copies": {}, "finished": True}
         utils.save_json(Path(folder, "Preproc", utils.SETTINGS_FILE), settings)
         flags = ["--test", "test", "--epochs", 1, "--layers", 1, "--filters", 4]
         time_lines("train_network.py", *flags, cwd=folder)
