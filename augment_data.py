@@ -438,7 +438,7 @@ def add_augmentation(path, k, parameters):
 
     Raises OSError, or UserError if the file is another table.
     """
-    name = path.name.translate({10: "\\n", 13: "\\r"})  # one line for each copy
+    name = utils.escape_breaks(path.name)  # one line for each copy
     line = io.StringIO()
     writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
     writer.writerow({"file": utils.escape_formula(name), "copy": k, **parameters})

@@ -58,8 +58,7 @@ def load_test_set(args, info):
     """
     samples = args.data or args.samples
     preproc = args.data or args.preproc
-    waiting = f"{preproc}: preprocessing is at work there; waiting for its end"
-    with utils.folder_lock(preproc, waiting, shared=True):
+    with utils.lock_for_reading(preproc):
         source = utils.find_source(samples, preproc, FeatureSettings(**info["features"]))
         check_known_classes(source, args, info)
         names = select_test_sounds(source, args, info)

@@ -36,9 +36,8 @@ def load_training_set(args):
     Returns a Source, a mapping from name to spectrogram, and how many could not be read.
     Raises UserError.
     """
-    message = f"{args.preproc}: preprocessing is at work there; waiting for its end"
     began = time.perf_counter()
-    with utils.folder_lock(args.preproc, message, shared=True):
+    with utils.lock_for_reading(args.preproc):
         source = utils.find_source(args.samples, args.preproc)
         note_other_sounds(source, args.samples)
         check_classes(source.names, source)
@@ -376,10 +375,10 @@ def checkpoint_path(weights):
 def load_checkpoint(path, info):
     """The network and the info of a stopped training. Raises UserError for another training."""
     import models
-    earlier = models.load_info(path)
+    network, earlier = models.load_network(path, compile=True)
     check_same_training(path, earlier, info)
     say(f"Continues after epoch {len(earlier['history'])} of a training run that was stopped")
-    return models.load_network(path, compile=True)
+    return network, earlier
 
 
 def check_same_training(path, earlier, info):

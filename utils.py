@@ -311,10 +311,15 @@ def find_copies(names, samples=None):
         copy = name
         while found := COPY.search(copy):  # a copy of a copy has several marks
             source = COPY.sub("", copy)
-            if stem_of(source) in by_stem or (source, found[1]) in listed:
+            if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:
                 copies[name] = by_stem.get(stem_of(source), source)
             copy = source
     return copies
+
+
+def escape_breaks(name):
+    """A name on one line, as augmentations.csv lists it."""
+    return name.translate({10: "\\n", 13: "\\r"})
 
 
 def list_augmentations(names, samples):
@@ -322,7 +327,7 @@ def list_augmentations(names, samples):
     listed = set()
     for folder in {re.sub(r"[^/\\]*$", "", name) for name in names if COPY.search(name)}:
         for row in read_csv(Path(samples, folder, AUGMENTATIONS)):
-            listed.add((folder + row.get("file", ""), row.get("copy")))
+            listed.add((escape_breaks(folder) + row.get("file", ""), row.get("copy")))
     return listed
 
 
@@ -811,6 +816,12 @@ def folder_lock(folder, message=None, shared=False):
         yield
     finally:
         os.close(descriptor)
+
+
+def lock_for_reading(preproc):
+    """Lock a folder of spectrograms together with other readers, after preprocessing has ended."""
+    message = f"{preproc}: preprocessing is at work there; waiting for its end"
+    return folder_lock(preproc, message, shared=True)
 
 
 def save_text(path, text):

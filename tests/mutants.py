@@ -145,10 +145,9 @@ MUTATIONS = [
     Mutation(
         "optimizer forgotten by a stop",
         "train_network.py",
-        "return models.load_network(path, compile=True)",
-        "network, info = models.load_network(path)\n"
-        '    models.compile_network(network, "default", info["hyperparameters"], 15)\n'
-        "    return network, info",
+        "models.load_network(path, compile=True)",
+        "models.load_network(path)\n"
+        '    models.compile_network(network, "default", info["hyperparameters"], 15)',
         "training ctrl_c",
     ),
     Mutation(
