@@ -405,7 +405,7 @@ def describe_changes(earlier, info):
             texts.append(key)
     if not texts and any(earlier[subset] != info[subset] for subset in SUBSETS):
         texts.append("split")
-    return f"comes from a training run with another {', '.join(texts)}" if texts else ""
+    return f"differs from this training in {', '.join(texts)}" if texts else ""
 
 
 # ---------------------------------------------------------------- build
