@@ -885,7 +885,7 @@ def format_clock(seconds):
 def progress_bar(description, total, transient=False):
     """Show a progress bar on the terminal. Yields a function that moves it to n, with a note."""
     columns = [rich.progress.TextColumn("{task.description}", markup=False),
-               rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
+               rich.progress.BarColumn(20), rich.progress.MofNCompleteColumn(),
                rich.progress.TextColumn("{task.fields[note]}", markup=False)]
     with rich.progress.Progress(*columns, transient=transient,
                                 disable=not sys.stdout.isatty()) as bar:
