@@ -287,8 +287,8 @@ class Batches(keras.utils.PyDataset):
 
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
 
-    def __init__(self, spectrograms, info, fill, host=(0, 1)):
-        """fill: masked values [shape=(..., n_mels, 1)]. host: (k, n) for the k-th of n hosts."""
+    def __init__(self, spectrograms, info, fill):
+        """fill: masked values [shape=(..., n_mels, 1)]."""
         super().__init__(workers=2)  # threads that prepare batches while the network trains
         self.spectrograms = spectrograms
         self.names = info["train"]
@@ -297,7 +297,6 @@ class Batches(keras.utils.PyDataset):
         self.hyperparameters = info["hyperparameters"]
         self.seed = info["seed"]
         self.fill = fill
-        self.host = host
         self.class_weights = balance_classes(self.targets, self.hyperparameters["class_weights"])
         self.n_steps = count_steps(len(self.names), self.hyperparameters["batch_size"])
         self.start_epoch(0)
@@ -325,8 +324,7 @@ class Batches(keras.utils.PyDataset):
         self.mask(x, rng)
         y, weights = weigh_targets(y, self.class_weights)
         y = y * (1 - smoothing) + smoothing / y.shape[1]
-        k, n_hosts = self.host
-        return tuple(np.array_split(array, n_hosts)[k] for array in (x, y, weights))
+        return x, y, weights
 
     def cut_window(self, spectrogram, rng):
         """Cut a random window. It holds all, or nearly all, of a sound that fits into it."""
@@ -404,20 +402,9 @@ def fit_temperature(labels, probabilities):
 
 # ---------------------------------------------------------------- the weights file
 
-@contextlib.contextmanager
-def undistributed():
-    """Suspend Keras's distribution, under which saving would create variables on all hosts."""
-    distribution = keras.distribution.distribution()
-    keras.distribution.set_distribution(None)
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(distribution)
-
-
 def save_network(network, info, path):
     """Write a network and its info to `path` in one step, so that it is always readable."""
-    with whole_file(path) as temporary, undistributed():
+    with whole_file(path) as temporary:
         network.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(INFO_FILE, json.dumps(info, indent=1))
@@ -529,31 +516,18 @@ def describe_device(network):
 
 
 def choose_devices(n, batch_size):
-    """Prepare to train on n devices, or on all devices of several hosts.
-
-    Returns a context manager to train in, and (k, n_hosts) for the k-th of n_hosts hosts. Hosts
-    find one another by Keras's KERAS_DISTRIBUTION_... variables. Raises UserError.
-    """
-    is_distributed = "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
-    if not is_distributed and n in (None, 1):
-        return contextlib.nullcontext(), (0, 1)
-    if is_distributed and n:
-        raise UserError(f"--devices {n}: several hosts use all their devices; leave --devices out")
+    """A context manager in which each batch is shared among n devices. Raises UserError."""
+    if n == 1:
+        return contextlib.nullcontext()
     if keras.backend.backend() != "jax":
-        flag = f"--devices {n}" if n else "training on several hosts"
-        raise UserError(f"{flag}: needs KERAS_BACKEND=jax, found {keras.backend.backend()}")
-    if is_distributed:
-        keras.distribution.initialize()
-    import jax
+        raise UserError(f"--devices {n}: needs KERAS_BACKEND=jax, found {keras.backend.backend()}")
     found = keras.distribution.list_devices()
-    if n and n > len(found):
+    if n > len(found):
         raise UserError(f"--devices {n}: only {len(found)} available ({', '.join(found)}); use "
                         "fewer")
-    if batch_size % len(found[:n]):
-        raise UserError(f"--batch-size {batch_size}: use a multiple of {len(found[:n])}, the "
-                        "number of devices")
-    parallel = keras.distribution.DataParallel(devices=found[:n], auto_shard_dataset=False)
-    return parallel.scope(), (jax.process_index(), jax.process_count())
+    if batch_size % n:
+        raise UserError(f"--batch-size {batch_size}: use a multiple of {n}, the number of devices")
+    return keras.distribution.DataParallel(devices=found[:n]).scope()
 
 
 @contextlib.contextmanager

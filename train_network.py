@@ -482,25 +482,22 @@ def train_network(spectrograms, info, args):
     """
     import models
     began = time.monotonic()
-    scope, host = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
+    scope = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
     models.use_seed(info["seed"])
     with scope:
         network, info = prepare_network(spectrograms, info, args)
-        batches = models.Batches(spectrograms, info, models.band_means(network), host)
-        is_first = host[0] == 0
-        if is_first:
-            print_training(info, network, models.describe_device(network))
-            for folder in {args.save.parent, args.results}:
-                utils.make_writable(folder)
-                utils.remove_temporary(folder)
-        fit_network(network, batches, spectrograms, info, args, is_first)
-    if is_first:
-        finish_training(network, info, args)
-        say(f"Training took {time.monotonic() - began:.0f} s")
+        batches = models.Batches(spectrograms, info, models.band_means(network))
+        print_training(info, network, models.describe_device(network))
+        for folder in {args.save.parent, args.results}:
+            utils.make_writable(folder)
+            utils.remove_temporary(folder)
+        fit_network(network, batches, spectrograms, info, args)
+    finish_training(network, info, args)
+    say(f"Training took {time.monotonic() - began:.0f} s")
 
 
-def fit_network(network, batches, spectrograms, info, args, is_first):
-    """Call network.fit; after each epoch validate, and save a checkpoint on the first host."""
+def fit_network(network, batches, spectrograms, info, args):
+    """Call network.fit. After each epoch, validate and save a checkpoint."""
     import keras
 
     import models
@@ -516,8 +513,7 @@ def fit_network(network, batches, spectrograms, info, args, is_first):
         seconds = time.perf_counter() - began
         logs.update(validate_network(network, spectrograms, info))
         add_epoch(network, batches, info, logs, seconds)
-        if is_first:
-            save_checkpoint(network, info, args)
+        save_checkpoint(network, info, args)
 
     n_done = len(info["history"])
     n_left = (info["epochs"] - n_done) * len(batches)
@@ -528,7 +524,7 @@ def fit_network(network, batches, spectrograms, info, args, is_first):
 
         callbacks = [keras.callbacks.LambdaCallback(
             on_epoch_begin=begin_epoch, on_epoch_end=end_epoch, on_train_batch_end=end_batch)]
-        if args.tensorboard and is_first:
+        if args.tensorboard:
             callbacks.append(keras.callbacks.TensorBoard(args.tensorboard, write_graph=False))
         network.fit(batches, initial_epoch=n_done, epochs=info["epochs"], verbose=0,
                     shuffle=False, callbacks=callbacks)
@@ -629,10 +625,8 @@ def parse_args():
     add("--memory", type=utils.number(float, 1e-6), metavar="GB",
         help="memory-map the spectrograms if they need more than this (default: half of the "
         "machine's memory)")
-    add("--devices", type=count, metavar="N",
-        help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1). To use several hosts "
-        "that share the folder, set Keras's KERAS_DISTRIBUTION_... variables and start the same "
-        "command on each")
+    add("--devices", type=count, default=1, metavar="N",
+        help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)")
     add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
     add_hyperparameters(parser.add_argument_group("hyperparameters"), count)
     args = parser.parse_args()

@@ -180,7 +180,7 @@ def test_score_of_a_long_sound_is_the_mean_over_its_windows(network):
 STILL = dict(shift=0, mixup=0, masks=0, smoothing=0)  # changes nothing
 
 
-def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, host=(0, 1), **changes):
+def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, **changes):
     """Batches of sounds whose classes are given, one a sound."""
     names = [f"{c}/{k}.wav" for k, c in enumerate(classes)]
     info = {
@@ -191,7 +191,7 @@ def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, host
         "hyperparameters": models.HYPERPARAMETERS[network] | changes,
     }
     fill = np.full((*sounds[0].shape[:-1], 1), fill, np.float32)
-    return models.Batches(dict(zip(names, sounds)), info, fill, host)
+    return models.Batches(dict(zip(names, sounds)), info, fill)
 
 
 def random_batches(network="default", n=40, **changes):
@@ -225,14 +225,6 @@ def test_batches_of_an_epoch_hold_every_sound_equally_often_and_all_have_one_sha
     uneven = random_batches(batch_size=1000)  # the set comes round 25 times a batch
     assert [uneven[k][0].shape for k in range(2)] == 2 * [(1000, 32, 24)]
     assert models.count_steps(2500, 32) == 79 and models.count_steps(40, 32) == 30
-
-
-def test_hosts_share_each_batch():
-    sounds, classes = spectrograms(40), ["a", "b"] * 20
-    whole = make_batches(sounds, classes)[2]
-    for k in (0, 1):
-        for part, array in zip(make_batches(sounds, classes, host=(k, 2))[2], whole, strict=True):
-            np.testing.assert_array_equal(part, array[16 * k : 16 * k + 16])
 
 
 def level_batches(**changes):

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -623,36 +622,13 @@ def losses(said):
 
 
 @pytest.mark.skipif(not find_spec("jax"), reason="jax is not installed")
-def test_two_devices_and_two_hosts_have_the_losses_of_one_device(train, sounds):
+def test_two_devices_have_the_losses_of_one_device(train, sounds):
     flags = "--epochs", 1, "--learning-rate", 1e-4
     two = "--xla_force_host_platform_device_count=2"
     devices = train_in(sounds, *flags, code=TWICE, XLA_FLAGS=two)
     one, parallel = np.split(np.array(losses(devices.communicate()[0])), 2)
     np.testing.assert_allclose(parallel, one, atol=1e-3)
-    assert devices.returncode == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    hosts = [
-        train_in(
-            sounds,
-            *flags,
-            "--save",
-            "3.keras",
-            KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
-            KERAS_DISTRIBUTION_NUM_PROCESSES="2",
-            KERAS_DISTRIBUTION_PROCESS_ID=str(k),
-            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-        )
-        for k in (0, 1)
-    ]
-    try:
-        said = [host.communicate(timeout=200)[0] for host in hosts]
-    finally:
-        for host in hosts:
-            host.kill()
-    np.testing.assert_allclose(losses(said[0]), one, atol=1e-3)
-    assert len(one) == 4 and [host.returncode for host in hosts] == [0, 0] and not losses(said[1])
+    assert len(one) == 4 and devices.returncode == 0
 
 
 @pytest.mark.parametrize("backend", ["foo", "torch"])
