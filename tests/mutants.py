@@ -33,7 +33,7 @@ class Mutation(NamedTuple):
     file: str
     old: str  # stands once in the file
     new: str
-    tests: str  # a file of tests, and an expression that chooses some of them
+    tests: str  # a file of tests, and an expression that chooses some of them, or else all
 
 
 MUTATIONS = [
@@ -460,7 +460,7 @@ MUTATIONS = [
 
 def tests_of(mutation):
     """The arguments of pytest that choose a mutation's tests."""
-    file, expression = mutation.tests.split(" ", 1)
+    file, _, expression = mutation.tests.partition(" ")
     return [f"tests/test_{file}.py", "-k", expression]
 
 

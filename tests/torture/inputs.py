@@ -80,7 +80,7 @@ def silent_sounds(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, np.zeros(1000 + k), SAMPLE_RATE)
     _, err = run("augment_data.py", 1, "Samples/a/0.wav", cwd=folder, statuses=(1,))
-    assert err.startswith("skipped Samples/a/0.wav: silent"), err
+    assert err.startswith("skipped Samples/a/0.wav: is silent"), err
     refuse_twins(folder)
 
 
