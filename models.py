@@ -75,9 +75,11 @@ SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
     "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
-                "masks": 2, "shift": 0.1, "class_weights": "balanced", "smoothing": 0.05},
+                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 6.0, "class_weights": "balanced",
+                "smoothing": 0.05},
     "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
-                 "masks": 0, "shift": 0, "class_weights": "none", "smoothing": 0},
+                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "class_weights": "none",
+                 "smoothing": 0},
 }
 
 
@@ -282,9 +284,24 @@ def choose_epochs(n_sounds, batch_size):
     return math.ceil(n_steps / count_steps(n_sounds, batch_size))
 
 
-class Batches(keras.utils.PyDataset):
-    """Training batches: random windows, mixed and masked. Seed and epoch determine them."""
+def scale_bands(window, factor):
+    """Move each band to `factor` times its number, as a higher or lower voice does.
 
+    window: [shape=(..., n_mels, n_frames)]. Returns the same shape. Values between two bands are
+    interpolated.
+    """
+    n_mels = window.shape[-2]
+    places = np.clip(np.arange(n_mels) / factor, 0, n_mels - 1)
+    low = places.astype(int)
+    high = np.minimum(low + 1, n_mels - 1)
+    share = (places - low).astype(np.float32)[:, None]  # (n_mels, 1)
+    return (1 - share) * window[..., low, :] + share * window[..., high, :]
+
+
+class Batches(keras.utils.PyDataset):
+    """Training batches: random windows, altered and mixed. Seed and epoch determine them."""
+
+    EQ_POINTS = 4  # of the curve that raises or lowers the bands
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
 
     def __init__(self, spectrograms, info, fill):
@@ -320,6 +337,7 @@ class Batches(keras.utils.PyDataset):
         rows = self.order[step * size:(step + 1) * size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
         x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
+        x = self.equalize(x, rng)
         x, y = self.mix(x, self.targets[rows], rng)
         self.mask(x, rng)
         y, weights = weigh_targets(y, self.class_weights)
@@ -327,11 +345,30 @@ class Batches(keras.utils.PyDataset):
         return x, y, weights
 
     def cut_window(self, spectrogram, rng):
-        """Cut a random window. It holds all, or nearly all, of a sound that fits into it."""
+        """Cut a random window, a little faster or slower, and higher or lower.
+
+        It holds all, or nearly all, of a sound that fits into it.
+        """
         margin = round(self.hyperparameters["shift"] * self.n_frames)
+        warp = self.hyperparameters["warp"]
         padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
-        return padded[..., start:start + self.n_frames].copy()  # a view would keep a file open
+        speed, pitch = 1 + rng.uniform(-warp, warp, size=2)
+        middle = self.n_frames // 2
+        frames = start + middle + speed * (np.arange(self.n_frames) - middle)
+        frames = np.clip(np.rint(frames).astype(int), 0, padded.shape[-1] - 1)
+        return scale_bands(padded[..., frames], pitch)
+
+    def equalize(self, x, rng):
+        """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022)."""
+        eq = self.hyperparameters["eq"]
+        n_mels = x.shape[-2]
+        levels = rng.uniform(-eq, eq, size=(len(x), 1))
+        points = levels + rng.uniform(-eq, eq, size=(len(x), self.EQ_POINTS))
+        bands = np.linspace(0, self.EQ_POINTS - 1, n_mels)
+        curves = [np.interp(bands, np.arange(self.EQ_POINTS), row) for row in points]
+        gains = np.array(curves, np.float32)  # dB, (batch_size, n_mels)
+        return x + gains.reshape(len(x), *[1] * (x.ndim - 3), n_mels, 1)
 
     def mix(self, x, y, rng):
         """Blend each window and target with a share of another (mixup, Zhang 2018)."""

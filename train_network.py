@@ -655,6 +655,11 @@ def add_hyperparameters(group, count):
         help="masks on bands, and masks on times, in each window (default: 2; original: 0)")
     add("--shift", type=utils.number(float, 0, high=1), metavar="SHARE",
         help="shift windows by up to this share of their length (default: 0.1; original: 0)")
+    add("--warp", type=utils.number(float, 0, high=1), metavar="SHARE",
+        help="change speed and pitch by up to this share (default: 0.1; original: 0)")
+    add("--eq", type=utils.number(float, 0, high=100), metavar="DB",
+        help="change the level, and that of ranges of bands, by up to this (default: 6; original: "
+        "0)")
     add("--class-weights", choices=("balanced", "none"),
         help="balanced: rare classes count as much as frequent ones (default; original: none)")
 

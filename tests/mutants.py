@@ -122,6 +122,27 @@ MUTATIONS = [
         "models mixup or count_alike",
     ),
     Mutation(
+        "pitch never changes",
+        "models.py",
+        "return scale_bands(padded[..., frames], pitch)",
+        "return scale_bands(padded[..., frames], 1)",
+        "models warp",
+    ),
+    Mutation(
+        "speed never changes",
+        "models.py",
+        "middle + speed * (np",
+        "middle + 1 * (np",
+        "models warp",
+    ),
+    Mutation(
+        "one equalizer for all windows of a batch",
+        "models.py",
+        "points = levels + ",
+        "points = 0 * levels + levels[:1] + 0 * ",
+        "models eq_raises",
+    ),
+    Mutation(
         "masks of zeros",
         "models.py",
         "window[..., frame:frame_end] = self.fill",

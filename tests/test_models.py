@@ -156,7 +156,7 @@ def test_original_network_is_that_of_2017():
         layer.pool_size for layer in network.layers if isinstance(layer, keras.layers.MaxPooling2D)
     } == {(2, 2)}
     assert hyperparameters["batch_size"] == 128 and not any(
-        hyperparameters[key] for key in ("shift", "mixup", "masks", "smoothing")
+        hyperparameters[key] for key in ("shift", "warp", "eq", "mixup", "masks", "smoothing")
     )
 
 
@@ -177,7 +177,7 @@ def test_score_of_a_long_sound_is_the_mean_over_its_windows(network):
     np.testing.assert_allclose(scores, np.array(network(windows)).mean(axis=0), atol=1e-6)
 
 
-STILL = dict(shift=0, mixup=0, masks=0, smoothing=0)  # changes nothing
+STILL = dict(shift=0, warp=0, eq=0, mixup=0, masks=0, smoothing=0)  # changes nothing
 
 
 def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, **changes):
@@ -256,6 +256,34 @@ def test_classes_of_90_and_10_sounds_count_alike_in_the_loss_mixed_or_not(kind, 
     _, y, weights = batches[0]
     np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
     assert weights.shape == (32,) and (kind == "balanced" or set(weights) == {1})
+
+
+def test_warp_changes_speed_and_pitch_by_up_to_its_share():
+    times = np.tile(np.arange(100, dtype=np.float32), (32, 1))
+    windows = make_batches([times] * 2, ["a", "b"], **STILL | {"warp": 0.2})[0][0]
+    speeds = (windows[:, 0, 16] - windows[:, 0, 4]) / 12
+    assert speeds.min() < 0.92 and speeds.max() > 1.08 and ((0.7 < speeds) & (speeds < 1.3)).all()
+    bands = np.tile(np.arange(32, dtype=np.float32)[:, None], (1, 100))
+    windows = make_batches([bands] * 2, ["a", "b"], **STILL | {"warp": 0.2})[0][0]
+    steps = np.diff(windows[:, :20, 0])  # the last bands may be clipped
+    np.testing.assert_allclose(steps, np.tile(steps[:, :1], 19), atol=1e-4)
+    assert 1 / 1.2 - 1e-3 <= steps.min() < 0.92 and 1.08 < steps.max() <= 1 / 0.8 + 1e-3
+
+
+def test_eq_raises_and_lowers_ranges_of_bands_the_same_at_all_times():
+    sounds = [np.zeros((32, 24), np.float32)] * 4
+    gains = make_batches(sounds, ["a", "b"] * 2, **STILL | {"eq": 3})[0][0]
+    np.testing.assert_array_equal(gains, np.repeat(gains[..., :1], 24, axis=2))
+    assert gains.dtype == np.float32 and 3 < np.abs(gains).max() <= 6
+    assert len(np.unique(gains[:, 0, 0])) == 32  # each window has its own curve
+    assert np.abs(np.diff(gains[..., 0])).max() <= 6 / 31 * 3  # dB from band to band
+
+
+def test_channels_are_warped_and_equalized_alike():
+    sounds = [np.tile(RNG.normal(-50, 9, (1, 32, 24)).astype(np.float32), (2, 1, 1))] * 4
+    windows = make_batches(sounds, ["a", "b"] * 2)[0][0]
+    assert windows.shape == (32, 2, 32, 24)
+    np.testing.assert_array_equal(windows[:, 0], windows[:, 1])
 
 
 def test_masks_hide_bands_and_times_behind_the_fill():

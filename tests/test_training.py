@@ -117,19 +117,18 @@ def test_flags_of_the_recipe_reach_training(train, sounds):
         0,
         "--shift",
         0,
+        "--warp",
+        0.2,
+        "--eq",
+        3,
         "--class-weights",
         "none",
         "--batch-size",
         8,
     )
     found = models.load_network(sounds / "weights.keras")[1]["hyperparameters"]
-    assert [found[key] for key in ("mixup", "masks", "shift", "class_weights", "batch_size")] == [
-        0,
-        0,
-        0,
-        "none",
-        8,
-    ]
+    keys = "mixup", "masks", "shift", "warp", "eq", "class_weights", "batch_size"
+    assert [found[key] for key in keys] == [0, 0, 0, 0.2, 3, "none", 8]
 
 
 def test_class_weights_reach_the_loss(train, monkeypatch):
