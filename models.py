@@ -75,7 +75,7 @@ SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
     "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
-                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 6.0, "class_weights": "balanced",
+                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "class_weights": "balanced",
                 "smoothing": 0.05},
     "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
                  "masks": 0, "shift": 0, "warp": 0, "eq": 0, "class_weights": "none",
@@ -284,20 +284,6 @@ def choose_epochs(n_sounds, batch_size):
     return math.ceil(n_steps / count_steps(n_sounds, batch_size))
 
 
-def scale_bands(window, factor):
-    """Move each band to `factor` times its number, as a higher or lower voice does.
-
-    window: [shape=(..., n_mels, n_frames)]. Returns the same shape. Values between two bands are
-    interpolated.
-    """
-    n_mels = window.shape[-2]
-    places = np.clip(np.arange(n_mels) / factor, 0, n_mels - 1)
-    low = places.astype(int)
-    high = np.minimum(low + 1, n_mels - 1)
-    share = (places - low).astype(np.float32)[:, None]  # (n_mels, 1)
-    return (1 - share) * window[..., low, :] + share * window[..., high, :]
-
-
 class Batches(keras.utils.PyDataset):
     """Training batches: random windows, altered and mixed. Seed and epoch determine them."""
 
@@ -306,25 +292,31 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(self, spectrograms, info, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
-        super().__init__(workers=2)  # threads that prepare batches while the network trains
+        super().__init__()
         self.spectrograms = spectrograms
         self.names = info["train"]
         self.targets = one_hot(info["train"], info["classes"])
         self.n_frames = info["n_frames"]
         self.hyperparameters = info["hyperparameters"]
         self.seed = info["seed"]
+        self.n_epochs = info["epochs"]
         self.fill = fill
         self.class_weights = balance_classes(self.targets, self.hyperparameters["class_weights"])
         self.n_steps = count_steps(len(self.names), self.hyperparameters["batch_size"])
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
-        """Draw the order of the sounds. A further shuffle fills the last batch of an epoch."""
+        """Draw the order of the sounds. A further shuffle fills the last batch of an epoch.
+
+        Mixing and masks become weaker from epoch to epoch, so that the last ones train on windows
+        like those that are scored.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         n = self.n_steps * self.hyperparameters["batch_size"]
         n_rounds = math.ceil(n / len(self.names))
         rounds = [rng.permutation(len(self.names)) for _ in range(n_rounds)]
         self.epoch = epoch
+        self.strength = 1 - epoch / self.n_epochs  # of mixing and masks
         self.order = np.concatenate(rounds)[:n]
 
     def __len__(self):
@@ -345,25 +337,34 @@ class Batches(keras.utils.PyDataset):
         return x, y, weights
 
     def cut_window(self, spectrogram, rng):
-        """Cut a random window, a little faster or slower, and higher or lower.
-
-        It holds all, or nearly all, of a sound that fits into it.
-        """
+        """Cut a random window, which holds all, or nearly all, of a sound that fits into it."""
         margin = round(self.hyperparameters["shift"] * self.n_frames)
-        warp = self.hyperparameters["warp"]
         padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
+        return self.warp(padded, start, rng)
+
+    def warp(self, padded, start, rng):
+        """Cut a window at a random speed and pitch (VTLP, Jaitly 2013).
+
+        Each of its frames and bands is the nearest one of the spectrogram.
+        """
+        warp = self.hyperparameters["warp"]
+        n_mels, n = padded.shape[-2:]
         speed, pitch = 1 + rng.uniform(-warp, warp, size=2)
         middle = self.n_frames // 2
         frames = start + middle + speed * (np.arange(self.n_frames) - middle)
-        frames = np.clip(np.rint(frames).astype(int), 0, padded.shape[-1] - 1)
-        return scale_bands(padded[..., frames], pitch)
+        frames = np.clip(np.rint(frames), 0, n - 1).astype(int)
+        bands = np.clip(np.rint(np.arange(n_mels) / pitch), 0, n_mels - 1).astype(int)
+        return padded[..., frames][..., bands, :]  # reads only these frames of a mapped file
 
     def equalize(self, x, rng):
-        """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022)."""
-        eq = self.hyperparameters["eq"]
+        """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022).
+
+        Each window has its own strength. Most windows change little.
+        """
         n_mels = x.shape[-2]
-        levels = rng.uniform(-eq, eq, size=(len(x), 1))
+        eq = self.hyperparameters["eq"] * rng.uniform(size=(len(x), 1))  # dB
+        levels = rng.uniform(-eq, eq)
         points = levels + rng.uniform(-eq, eq, size=(len(x), self.EQ_POINTS))
         bands = np.linspace(0, self.EQ_POINTS - 1, n_mels)
         curves = [np.interp(bands, np.arange(self.EQ_POINTS), row) for row in points]
@@ -377,13 +378,15 @@ class Batches(keras.utils.PyDataset):
             return x, y
         partner = rng.permutation(len(x))
         share = rng.beta(alpha, alpha, len(x))
-        share = np.minimum(share, 1 - share).astype(np.float32)  # of the partner
+        share = self.strength * np.minimum(share, 1 - share)  # of the partner
+        share = share.astype(np.float32)
         x_share = share.reshape(-1, *[1] * (x.ndim - 1))
         return x + x_share * (x[partner] - x), y + share[:, None] * (y[partner] - y)
 
     def mask(self, x, rng):
         """Cover random bands and times of each window in place (SpecAugment, Park 2019)."""
-        widest = [int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]]
+        share = self.strength * self.MASK_SHARE
+        widest = [int(size * share) + 1 for size in x.shape[-2:]]
         widths = rng.integers(widest, size=(len(x), self.hyperparameters["masks"], 2))
         starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
         for window, begins, ends in zip(x, starts, starts + widths):

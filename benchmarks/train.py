@@ -146,6 +146,7 @@ def measure_input(folder, samples):
     info = {
         "network": "default",
         "seed": 0,
+        "epochs": 1,
         "classes": source.classes,
         "hyperparameters": hyperparameters,
         **train_network.split_sounds(source.names, seed=0),

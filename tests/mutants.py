@@ -124,8 +124,8 @@ MUTATIONS = [
     Mutation(
         "pitch never changes",
         "models.py",
-        "return scale_bands(padded[..., frames], pitch)",
-        "return scale_bands(padded[..., frames], 1)",
+        "return padded[..., frames][..., bands, :]",
+        "return padded[..., frames]",
         "models warp",
     ),
     Mutation(
@@ -141,6 +141,20 @@ MUTATIONS = [
         "points = levels + ",
         "points = 0 * levels + levels[:1] + 0 * ",
         "models eq_raises",
+    ),
+    Mutation(
+        "one strength of the equalizer for all windows",
+        "models.py",
+        '["eq"] * rng.uniform(size=(len(x), 1))',
+        '["eq"] * np.ones((len(x), 1))',
+        "models eq_raises",
+    ),
+    Mutation(
+        "mixing and masks stay strong",
+        "models.py",
+        "1 - epoch / self.n_epochs",
+        "1",
+        "models last_epochs",
     ),
     Mutation(
         "masks of zeros",

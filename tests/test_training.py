@@ -508,6 +508,7 @@ def test_batches_read_no_more_of_long_sounds_than_their_windows_and_keep_no_hold
         "classes": ["a", "b"],
         "n_frames": 16,
         "seed": 0,
+        "epochs": 1,
         "hyperparameters": models.HYPERPARAMETERS["default"],
     }
     batches = models.Batches(sounds, info, np.zeros((8, 1), np.float32))
