@@ -75,11 +75,11 @@ SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
     "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
-                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "class_weights": "balanced",
-                "smoothing": 0.05},
+                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "noise": 0.5,
+                "class_weights": "balanced", "smoothing": 0.05},
     "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
-                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "class_weights": "none",
-                 "smoothing": 0},
+                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "noise": 0,
+                 "class_weights": "none", "smoothing": 0},
 }
 
 
@@ -285,10 +285,16 @@ def choose_epochs(n_sounds, batch_size):
 
 
 class Batches(keras.utils.PyDataset):
-    """Training batches: random windows, altered and mixed. Seed and epoch determine them."""
+    """Training batches: random windows, altered and mixed. Seed and epoch determine them.
+
+    The last quarter of the epochs trains on windows as they are scored, without alterations.
+    """
 
     EQ_POINTS = 4  # of the curve that raises or lowers the bands
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
+    NOISE_DEPTH = 30, 90  # dB from the loudest value of a window down to its noise floor
+    NOISE_DEVIATION = 3  # dB
+    ALTERED_SHARE = 3 / 4  # of the epochs
 
     def __init__(self, spectrograms, info, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
@@ -306,17 +312,13 @@ class Batches(keras.utils.PyDataset):
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
-        """Draw the order of the sounds. A further shuffle fills the last batch of an epoch.
-
-        Mixing and masks become weaker from epoch to epoch, so that the last ones train on windows
-        like those that are scored.
-        """
+        """Draw the order of the sounds. A further shuffle fills the last batch of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         n = self.n_steps * self.hyperparameters["batch_size"]
         n_rounds = math.ceil(n / len(self.names))
         rounds = [rng.permutation(len(self.names)) for _ in range(n_rounds)]
         self.epoch = epoch
-        self.strength = 1 - epoch / self.n_epochs  # of mixing and masks
+        self.alters = epoch < self.ALTERED_SHARE * self.n_epochs
         self.order = np.concatenate(rounds)[:n]
 
     def __len__(self):
@@ -329,9 +331,12 @@ class Batches(keras.utils.PyDataset):
         rows = self.order[step * size:(step + 1) * size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
         x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
-        x = self.equalize(x, rng)
-        x, y = self.mix(x, self.targets[rows], rng)
-        self.mask(x, rng)
+        y = self.targets[rows]
+        if self.alters:
+            x = self.equalize(x, rng)
+            x, y = self.mix(x, y, rng)
+            self.mask(x, rng)
+            self.add_noise(x, rng)
         y, weights = weigh_targets(y, self.class_weights)
         y = y * (1 - smoothing) + smoothing / y.shape[1]
         return x, y, weights
@@ -348,7 +353,7 @@ class Batches(keras.utils.PyDataset):
 
         Each of its frames and bands is the nearest one of the spectrogram.
         """
-        warp = self.hyperparameters["warp"]
+        warp = self.hyperparameters["warp"] if self.alters else 0
         n_mels, n = padded.shape[-2:]
         speed, pitch = 1 + rng.uniform(-warp, warp, size=2)
         middle = self.n_frames // 2
@@ -360,10 +365,10 @@ class Batches(keras.utils.PyDataset):
     def equalize(self, x, rng):
         """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022).
 
-        Each window has its own strength. Most windows change little.
+        Each window has its own strength, and most change little.
         """
         n_mels = x.shape[-2]
-        eq = self.hyperparameters["eq"] * rng.uniform(size=(len(x), 1))  # dB
+        eq = self.hyperparameters["eq"] * rng.random((len(x), 1))  # dB
         levels = rng.uniform(-eq, eq)
         points = levels + rng.uniform(-eq, eq, size=(len(x), self.EQ_POINTS))
         bands = np.linspace(0, self.EQ_POINTS - 1, n_mels)
@@ -378,21 +383,27 @@ class Batches(keras.utils.PyDataset):
             return x, y
         partner = rng.permutation(len(x))
         share = rng.beta(alpha, alpha, len(x))
-        share = self.strength * np.minimum(share, 1 - share)  # of the partner
-        share = share.astype(np.float32)
+        share = np.minimum(share, 1 - share).astype(np.float32)  # of the partner
         x_share = share.reshape(-1, *[1] * (x.ndim - 1))
         return x + x_share * (x[partner] - x), y + share[:, None] * (y[partner] - y)
 
     def mask(self, x, rng):
         """Cover random bands and times of each window in place (SpecAugment, Park 2019)."""
-        share = self.strength * self.MASK_SHARE
-        widest = [int(size * share) + 1 for size in x.shape[-2:]]
+        widest = [int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]]
         widths = rng.integers(widest, size=(len(x), self.hyperparameters["masks"], 2))
         starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
         for window, begins, ends in zip(x, starts, starts + widths):
             for (band, frame), (band_end, frame_end) in zip(begins, ends):
                 window[..., band:band_end, :] = self.fill[..., band:band_end, :]
                 window[..., frame:frame_end] = self.fill
+
+    def add_noise(self, x, rng):
+        """Raise the noise floor of random windows in place, as in another room."""
+        for window in x:
+            if rng.random() < self.hyperparameters["noise"]:
+                level = window.max() - rng.uniform(*self.NOISE_DEPTH)
+                noise = self.NOISE_DEVIATION * rng.standard_normal(window.shape, np.float32)
+                np.maximum(window, level + noise, out=window)
 
 
 # ---------------------------------------------------------------- predictions
