@@ -75,11 +75,11 @@ SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
     "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
-                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "noise": 0.5,
-                "class_weights": "balanced", "smoothing": 0.05},
+                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "class_weights": "balanced",
+                "smoothing": 0.05},
     "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
-                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "noise": 0,
-                 "class_weights": "none", "smoothing": 0},
+                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "class_weights": "none",
+                 "smoothing": 0},
 }
 
 
@@ -292,8 +292,6 @@ class Batches(keras.utils.PyDataset):
 
     EQ_POINTS = 4  # of the curve that raises or lowers the bands
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
-    NOISE_DEPTH = 30, 90  # dB from the loudest value of a window down to its noise floor
-    NOISE_DEVIATION = 3  # dB
     ALTERED_SHARE = 3 / 4  # of the epochs
 
     def __init__(self, spectrograms, info, fill):
@@ -336,7 +334,6 @@ class Batches(keras.utils.PyDataset):
             x = self.equalize(x, rng)
             x, y = self.mix(x, y, rng)
             self.mask(x, rng)
-            self.add_noise(x, rng)
         y, weights = weigh_targets(y, self.class_weights)
         y = y * (1 - smoothing) + smoothing / y.shape[1]
         return x, y, weights
@@ -365,7 +362,7 @@ class Batches(keras.utils.PyDataset):
     def equalize(self, x, rng):
         """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022).
 
-        Each window has its own strength, and most change little.
+        Each window has its own strength.
         """
         n_mels = x.shape[-2]
         eq = self.hyperparameters["eq"] * rng.random((len(x), 1))  # dB
@@ -396,14 +393,6 @@ class Batches(keras.utils.PyDataset):
             for (band, frame), (band_end, frame_end) in zip(begins, ends):
                 window[..., band:band_end, :] = self.fill[..., band:band_end, :]
                 window[..., frame:frame_end] = self.fill
-
-    def add_noise(self, x, rng):
-        """Raise the noise floor of random windows in place, as in another room."""
-        for window in x:
-            if rng.random() < self.hyperparameters["noise"]:
-                level = window.max() - rng.uniform(*self.NOISE_DEPTH)
-                noise = self.NOISE_DEVIATION * rng.standard_normal(window.shape, np.float32)
-                np.maximum(window, level + noise, out=window)
 
 
 # ---------------------------------------------------------------- predictions

@@ -660,8 +660,6 @@ def add_hyperparameters(group, count):
     add("--eq", type=utils.number(float, 0, high=100), metavar="DB",
         help="change the level of windows, and of ranges of bands, by up to this each "
         "(default: 10; original: 0)")
-    add("--noise", type=utils.number(float, 0, high=1), metavar="SHARE",
-        help="raise the noise floor of this share of windows (default: 0.5; original: 0)")
     add("--class-weights", choices=("balanced", "none"),
         help="balanced: rare classes count as much as frequent ones (default; original: none)")
 

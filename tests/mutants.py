@@ -143,13 +143,6 @@ MUTATIONS = [
         "models eq_raises",
     ),
     Mutation(
-        "noise in every window",
-        "models.py",
-        'rng.random() < self.hyperparameters["noise"]',
-        'self.hyperparameters["noise"]',
-        "models noise",
-    ),
-    Mutation(
         "alterations until the end",
         "models.py",
         "epoch < self.ALTERED_SHARE * self.n_epochs",

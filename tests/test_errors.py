@@ -186,7 +186,7 @@ def test_test_expression_that_matches_nothing_or_everything(sounds):
     ("--seed", "5000000000"), ("--learning-rate", "nan"), ("--learning-rate", "0"),
     ("--network", "huge"), ("--save", "weights.h5"), ("--weights", "weights.keras"),
     ("--epoch", "1"), ("--mixup", "-1"), ("--masks", "0.5"), ("--shift", "1"),
-    ("--warp", "1"), ("--eq", "-1"), ("--noise", "2"),
+    ("--warp", "1"), ("--eq", "-1"),
     ("--class-weights", "some"), ("--memory", "0"), ("--devices", "0")])
 def test_flag_that_makes_no_sense(flag, value, sounds):
     assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)

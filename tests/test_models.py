@@ -157,7 +157,7 @@ def test_original_network_is_that_of_2017():
     } == {(2, 2)}
     assert hyperparameters["batch_size"] == 128 and not any(
         hyperparameters[key]
-        for key in ("shift", "warp", "eq", "noise", "mixup", "masks", "smoothing")
+        for key in ("shift", "warp", "eq", "mixup", "masks", "smoothing")
     )
 
 
@@ -178,7 +178,7 @@ def test_score_of_a_long_sound_is_the_mean_over_its_windows(network):
     np.testing.assert_allclose(scores, np.array(network(windows)).mean(axis=0), atol=1e-6)
 
 
-STILL = dict(shift=0, warp=0, eq=0, noise=0, mixup=0, masks=0, smoothing=0)  # changes nothing
+STILL = dict(shift=0, warp=0, eq=0, mixup=0, masks=0, smoothing=0)  # changes nothing
 
 
 def make_batches(sounds, classes, network="default", n_frames=24, fill=-30, **changes):
@@ -283,7 +283,7 @@ def test_eq_raises_and_lowers_ranges_of_bands_the_same_at_all_times():
 
 def test_channels_are_warped_and_equalized_alike():
     sounds = [np.tile(RNG.normal(-50, 9, (1, 32, 24)).astype(np.float32), (2, 1, 1))] * 4
-    windows = make_batches(sounds, ["a", "b"] * 2, noise=0)[0][0]
+    windows = make_batches(sounds, ["a", "b"] * 2)[0][0]
     assert windows.shape == (32, 2, 32, 24)
     np.testing.assert_array_equal(windows[:, 0], windows[:, 1])
 
@@ -295,21 +295,8 @@ def test_masks_hide_bands_and_times_behind_the_fill():
     assert ((x == 7) == (bands[:, :, None] | frames[:, None, :])).all()
 
 
-def test_noise_covers_what_is_quiet_in_its_share_of_windows():
-    sound = np.full((32, 24), -100, np.float32)
-    sound[:4] = 0
-    windows = make_batches([sound] * 40, ["a", "b"] * 20, **STILL | {"noise": 0.5})[0][0]
-    is_noisy = (windows != sound).any(axis=(1, 2))
-    assert 8 <= is_noisy.sum() <= 24
-    np.testing.assert_array_equal(windows[:, :4], np.zeros((32, 4, 24)))
-    floors = windows[is_noisy, 4:]
-    means = floors.mean(axis=(1, 2))
-    assert -91 < means.min() < -70 and -50 < means.max() < -29
-    np.testing.assert_allclose(floors.std(axis=(1, 2)), 3, atol=0.5)
-
-
 @pytest.mark.parametrize(
-    "change", [{"warp": 0.2}, {"eq": 6}, {"mixup": 0.3}, {"masks": 2}, {"noise": 1}]
+    "change", [{"warp": 0.2}, {"eq": 6}, {"mixup": 0.3}, {"masks": 2}]
 )
 def test_the_last_quarter_of_the_epochs_alters_nothing(change):
     sounds = spectrograms(40, low=24, high=25)

@@ -121,16 +121,14 @@ def test_flags_of_the_recipe_reach_training(train, sounds):
         0.2,
         "--eq",
         3,
-        "--noise",
-        0.5,
         "--class-weights",
         "none",
         "--batch-size",
         8,
     )
     found = models.load_network(sounds / "weights.keras")[1]["hyperparameters"]
-    keys = "mixup", "masks", "shift", "warp", "eq", "noise", "class_weights", "batch_size"
-    assert [found[key] for key in keys] == [0, 0, 0, 0.2, 3, 0.5, "none", 8]
+    keys = "mixup", "masks", "shift", "warp", "eq", "class_weights", "batch_size"
+    assert [found[key] for key in keys] == [0, 0, 0, 0.2, 3, "none", 8]
 
 
 def test_class_weights_reach_the_loss(train, monkeypatch):
