@@ -285,14 +285,15 @@ def choose_epochs(n_sounds, batch_size):
 
 
 class Batches(keras.utils.PyDataset):
-    """Training batches: random windows, altered and mixed. Seed and epoch determine them.
+    """Training batches of random windows. Seed, epoch and number of epochs determine them.
 
-    The last quarter of the epochs trains on windows as they are scored, without alterations.
+    Windows are altered and mixed in the first three quarters of the epochs. In the others, they
+    are only cut at random places.
     """
 
     EQ_POINTS = 4  # of the curve that raises or lowers the bands
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
-    ALTERED_SHARE = 3 / 4  # of the epochs
+    ALTERED_SHARE = 3 / 4  # of the epochs, from the first
 
     def __init__(self, spectrograms, info, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
@@ -348,7 +349,7 @@ class Batches(keras.utils.PyDataset):
     def warp(self, padded, start, rng):
         """Cut a window at a random speed and pitch (VTLP, Jaitly 2013).
 
-        Each of its frames and bands is the nearest one of the spectrogram.
+        Frames and bands are the nearest of the spectrogram. Beyond its edges, the outermost repeat.
         """
         warp = self.hyperparameters["warp"] if self.alters else 0
         n_mels, n = padded.shape[-2:]
@@ -362,7 +363,7 @@ class Batches(keras.utils.PyDataset):
     def equalize(self, x, rng):
         """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022).
 
-        Each window has its own strength.
+        Each window draws its own strength, between 0 and eq.
         """
         n_mels = x.shape[-2]
         eq = self.hyperparameters["eq"] * rng.random((len(x), 1))  # dB

@@ -592,7 +592,7 @@ def plot_curves(path, history):
     with utils.new_figure(path, 10, 4) as figure:
         for panel, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
             panel.plot(epochs, [row[key] for row in history], marker=".",
-                       label="training, on altered windows")
+                       label="training, on random windows")
             if f"val_{key}" in history[0]:
                 panel.plot(epochs, [row[f"val_{key}"] for row in history], marker=".",
                            label="validation, on whole sounds")
@@ -658,7 +658,7 @@ def add_hyperparameters(group, count):
     add("--warp", type=utils.number(float, 0, high=1), metavar="SHARE",
         help="change speed and pitch by up to this share (default: 0.1; original: 0)")
     add("--eq", type=utils.number(float, 0, high=100), metavar="DB",
-        help="change the level of windows, and of ranges of bands, by up to this each "
+        help="change the level of windows by up to DB, and ranges of bands by up to DB more "
         "(default: 10; original: 0)")
     add("--class-weights", choices=("balanced", "none"),
         help="balanced: rare classes count as much as frequent ones (default; original: none)")
