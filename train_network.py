@@ -628,7 +628,9 @@ def parse_args():
     add("--devices", type=count, default=1, metavar="N",
         help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)")
     add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
-    add_hyperparameters(parser.add_argument_group("hyperparameters"), count)
+    add_hyperparameters(parser.add_argument_group(
+        "hyperparameters", "The first three quarters of the epochs use --mixup, --masks, --warp "
+        "and --eq."), count)
     args = parser.parse_args()
     check_args(parser, args)
     return args

@@ -138,9 +138,23 @@ MUTATIONS = [
     Mutation(
         "one equalizer for all windows of a batch",
         "models.py",
-        "points = levels + ",
-        "points = 0 * levels + levels[:1] + 0 * ",
+        "for row in points]",
+        "for row in points[:1].repeat(len(x), axis=0)]",
         "models eq_raises",
+    ),
+    Mutation(
+        "speed changes from the start of a window on",
+        "models.py",
+        "start + middle + speed * (np.arange(self.n_frames) - middle)",
+        "start + speed * np.arange(self.n_frames)",
+        "models warp",
+    ),
+    Mutation(
+        "older weights keep only their own hyperparameters",
+        "train_network.py",
+        'hyperparameters |= earlier["hyperparameters"]',
+        'hyperparameters = earlier["hyperparameters"]',
+        "training older_than",
     ),
     Mutation(
         "alterations until the end",

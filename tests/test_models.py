@@ -267,8 +267,17 @@ def test_warp_changes_speed_and_pitch_by_up_to_its_share():
     assert speeds.min() < 0.92 and speeds.max() > 1.08 and ((0.7 < speeds) & (speeds < 1.3)).all()
     bands = np.tile(np.arange(32, dtype=np.float32)[:, None], (1, 100))
     windows = make_batches([bands] * 2, ["a", "b"], **STILL | {"warp": 0.2})[0][0]
-    steps = (windows[:, 20, 0] - windows[:, 0, 0]) / 20  # the last bands may be clipped
-    assert 1 / 1.2 - 0.05 <= steps.min() < 0.92 and 1.08 < steps.max() <= 1 / 0.8 + 0.05
+    steps = windows[:, 20, 0] / 20  # of the nearest bands; the last may be clipped
+    places = np.arange(21) * steps[:, None]
+    np.testing.assert_allclose(windows[:, :21, 0], places, rtol=0, atol=1)
+    assert 1 / 1.2 - 0.026 <= steps.min() < 0.92 and 1.08 < steps.max() <= 1 / 0.8 + 0.026
+
+
+def test_warp_leaves_the_middle_of_a_sound_that_fits_in_its_place():
+    times = np.tile(np.arange(24, dtype=np.float32), (32, 1))
+    windows = make_batches([times] * 2, ["a", "b"], **STILL | {"warp": 0.2})[0][0]
+    assert set(windows[:, 0, 12]) == {12}
+    assert len(set(windows[:, 0, 2])) > 2
 
 
 def test_eq_raises_and_lowers_ranges_of_bands_the_same_at_all_times():
@@ -295,9 +304,7 @@ def test_masks_hide_bands_and_times_behind_the_fill():
     assert ((x == 7) == (bands[:, :, None] | frames[:, None, :])).all()
 
 
-@pytest.mark.parametrize(
-    "change", [{"warp": 0.2}, {"eq": 6}, {"mixup": 0.3}, {"masks": 2}]
-)
+@pytest.mark.parametrize("change", [{"warp": 0.2}, {"eq": 6}, {"mixup": 0.3}, {"masks": 2}])
 def test_the_last_quarter_of_the_epochs_alters_nothing(change):
     sounds = spectrograms(40, low=24, high=25)
     plain, altered = (

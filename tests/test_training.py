@@ -131,6 +131,23 @@ def test_flags_of_the_recipe_reach_training(train, sounds):
     assert [found[key] for key in keys] == [0, 0, 0, 0.2, 3, "none", 8]
 
 
+def test_weights_older_than_a_hyperparameter_get_its_default(train, sounds, monkeypatch):
+    train("--epochs", 1, "--save", "first.keras")
+    read_info = models.read_info
+
+    def read_older(path):
+        info = read_info(path)
+        if path.name == "first.keras":
+            del info["hyperparameters"]["eq"], info["hyperparameters"]["warp"]
+        return info
+
+    monkeypatch.setattr(models, "read_info", read_older)
+    train("--epochs", 1, "--weights", "first.keras", "--save", "second.keras", small=())
+    found = models.load_info(sounds / "second.keras")["hyperparameters"]
+    default = models.HYPERPARAMETERS["default"]
+    assert (found["eq"], found["warp"]) == (default["eq"], default["warp"])
+
+
 def test_class_weights_reach_the_loss(train, monkeypatch):
     monkeypatch.setattr(
         models, "balance_classes", lambda targets, kind: np.full(3, 1e-9, np.float32)
