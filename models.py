@@ -297,7 +297,8 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(self, spectrograms, info, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
-        super().__init__()
+        # Threads that prepare batches while the network trains. On JAX they slow it down.
+        super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self.spectrograms = spectrograms
         self.names = info["train"]
         self.targets = one_hot(info["train"], info["classes"])
