@@ -6,6 +6,7 @@ curves, the confusion matrix, the calibration and the mistakes.
 
     python eval_network.py
     python eval_network.py kick.wav folder/
+    python eval_network.py kick.wav folder/ --threshold auto
 """
 import math
 import os
@@ -31,12 +32,25 @@ COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 DASHES = "-", "--", "-."
 
 
+def threshold(text):
+    """The argparse type of a threshold: a confidence, or "auto"."""
+    return text if text == "auto" else utils.number(float, 0, high=1)(text)
+
+
+def add_threshold(parser):
+    """Add the flag --threshold to a parser."""
+    parser.add_argument("--threshold", type=threshold, default=0, metavar="P",
+                        help="a sound is unknown if its confidence is below P; auto: 95 %% of the "
+                        "validation sounds at or above it are right (default: 0)")
+
+
 def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results", "weights"))
     parser.add_argument("sounds", nargs="*", type=Path, metavar="SOUND",
                         help="new sounds to classify, or folders of them")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="write the probabilities of new sounds to this table")
+    add_threshold(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="evaluate on this labelled "
                         "folder of sounds or spectrograms, and write to Results/DIR/")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png",
@@ -46,6 +60,8 @@ def parse_args():
         parser.error("new sounds and --data exclude each other; leave one out")
     if args.csv and not args.sounds:
         parser.error("--csv: no new sounds given; name sounds or folders")
+    if args.threshold and not args.sounds:
+        parser.error("--threshold: no new sounds given; name sounds or folders")
     return args
 
 
@@ -188,6 +204,34 @@ def bin_predictions(y, probabilities, n_bins):
     return counts, np.bincount(bins, confidence) / counts, np.bincount(bins, is_right)
 
 
+def measure_coverage(y, probabilities):
+    """Measure the accuracy on the sounds whose confidence reaches a threshold, for all thresholds.
+
+    Returns thresholds, falling, the shares of sounds that reach them, and the accuracies on these,
+    each [shape=(n_different_confidences,)].
+    """
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence)
+    n_right = np.cumsum((probabilities.argmax(axis=1) == y)[order])
+    is_last = np.diff(confidence[order], append=-1) < 0  # of the sounds of equal confidence
+    counts = np.flatnonzero(is_last) + 1
+    return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
+
+
+def score_thresholds(y, probabilities, info):
+    """Score the thresholds of the weights on the test sounds, for metrics.json."""
+    is_right = probabilities.argmax(axis=1) == y
+    scores = {}
+    for key in ("threshold_95", "threshold_99"):
+        if key in info["history"][-1]:
+            value = info["history"][-1][key]
+            reached = probabilities.max(axis=1) >= value
+            accuracy = float(is_right[reached].mean()) if reached.any() else math.nan
+            scores[key] = {"threshold": value, "coverage": float(reached.mean()),
+                           "accuracy": accuracy}
+    return scores
+
+
 def list_mistakes(names, y, probabilities, classes):
     """List wrong predictions, most confident first, as the rows of mistakes.csv."""
     predicted = probabilities.argmax(axis=1)
@@ -220,6 +264,7 @@ def print_report(report, mistakes):
         say(f"  {name}: predicted {predicted} ({confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
+    print_thresholds(report)
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
     say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
@@ -227,6 +272,15 @@ def print_report(report, mistakes):
             f"macro AUC {format_decimals(report['macro_auc'])} on {report['n_test']} {noun}",
         f"Calibration error {report['calibration_error']:.4f}, before calibration "
         f"{report['uncalibrated']['calibration_error']:.4f}")
+
+
+def print_thresholds(report):
+    """Print what each threshold of the weights does to the test sounds."""
+    if report["thresholds"]:
+        say("", "Threshold  coverage  accuracy")
+    for key, scores in report["thresholds"].items():
+        values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
+        say("{:>9}  {:>8}  {:>8}".format(*values) + f"  {key[-2:]} % right in validation")
 
 
 def score_rows(names, y, probabilities, classes):
@@ -381,6 +435,28 @@ def plot_reliability(path, y, probabilities, raw, report):
         below.set(xlabel="Confidence", ylabel="Sounds", xlim=(0, 1))
 
 
+def plot_coverage(path, y, probabilities, report):
+    """Draw the accuracy of the most confident predictions, over their share of all."""
+    thresholds, coverage, accuracy = measure_coverage(y, probabilities)
+    with utils.new_figure(path, 6, 5) as figure:
+        panel = figure.subplots()
+        panel.plot(coverage, accuracy, color=COLORS[0], lw=1.4)
+        for value in (0.5, 0.7, 0.9, 0.95, 0.99):
+            k = np.searchsorted(-thresholds, -value, side="right") - 1  # the last that reaches it
+            if k >= 0:
+                panel.annotate(f"{value:g}", (coverage[k], accuracy[k]), (0, 8), fontsize=8,
+                               textcoords="offset points", arrowprops={"arrowstyle": "-"})
+        for (key, scores), color in zip(report["thresholds"].items(), (COLORS[1], COLORS[3])):
+            panel.plot(scores["coverage"], scores["accuracy"], "o", color=color, fillstyle="none",
+                       label=f"{scores['threshold']:.4f}: {key[-2:]} % right in validation")
+        panel.set(xlabel="Share of the sounds at or above the threshold",
+                  ylabel="Accuracy on these sounds", xlim=(-0.02, 1.02),
+                  title=f"Coverage and accuracy at thresholds, {len(y)} test sounds")
+        panel.grid(color="0.92")
+        if report["thresholds"]:
+            panel.legend(title="Threshold", fontsize=8)
+
+
 def plot_mistakes(path, mistakes, spectrograms, report):
     """Draw the spectrograms of the most confident mistakes."""
     pictured = mistakes[:MAX_PICTURED]
@@ -448,20 +524,24 @@ def read_sounds(paths, settings, errors):
             yield path, spectrogram
 
 
-def print_predictions(paths, predictions, classes, csv=None):
+def print_predictions(paths, predictions, classes, threshold=0, csv=None):
     """Print a line for each sound: path, class, confidence, second class, its probability.
 
-    predictions: (path, probabilities [shape=(n_classes,)]) pairs. csv: path of a table, or None.
+    predictions: (path, probabilities [shape=(n_classes,)]) pairs. threshold: the confidence below
+    which the class is unknown. csv: path of a table, or None.
     """
+    import models
     path_width = max((len(str(path)) for path in paths), default=0)
-    class_width = max(map(len, classes))
+    names = [*classes, models.UNKNOWN]  # of the indices of the classes, and of -1
+    class_width = max(map(len, names if threshold else classes))
     rows = [["file", "predicted", *classes]]
     try:
         for path, probabilities in predictions:
+            predicted = names[models.choose_classes(probabilities, threshold)]
             first, second = np.argsort(-probabilities)[:2]
-            say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {probabilities[first]:.4f}"
+            say(f"{path!s:{path_width}}  {predicted:{class_width}} {probabilities[first]:.4f}"
                 f"  {classes[second]:{class_width}} {probabilities[second]:.4f}")
-            rows.append([path, classes[first], *(f"{p:.6f}" for p in probabilities)])
+            rows.append([path, predicted, *(f"{p:.6f}" for p in probabilities)])
     finally:  # after Ctrl-C too
         if csv:
             utils.save_csv(csv, rows)
@@ -491,7 +571,8 @@ def classify(args):
     network, info = models.load_network(args.weights)
     sounds = read_sounds(paths, FeatureSettings(**info["features"]), errors)
     predictions = models.predict_sounds(network, sounds, info["temperature"])
-    print_predictions(paths, predictions, info["classes"], args.csv)
+    threshold = models.find_threshold(args.threshold, info)
+    print_predictions(paths, predictions, info["classes"], threshold, args.csv)
     return utils.name_skipped(errors)
 
 
@@ -507,6 +588,7 @@ def evaluate(args):
     raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes), not calibrated
     probabilities = models.apply_temperature(raw, info["temperature"])
     report = measure_scores(y, probabilities, raw, info)
+    report["thresholds"] = score_thresholds(y, probabilities, info)
     report |= describe_run(args, info, models.keras.backend.backend())
     mistakes = list_mistakes(names, y, probabilities, info["classes"])
     print_report(report, mistakes)
@@ -519,6 +601,7 @@ def evaluate(args):
     plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)
     plot_reliability(folder / f"reliability.{args.format}", y, probabilities, raw, report)
+    plot_coverage(folder / f"coverage.{args.format}", y, probabilities, report)
     plot_mistakes(folder / f"mistakes.{args.format}", mistakes, spectrograms, report)
     say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures")
     return n_skipped

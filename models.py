@@ -71,6 +71,8 @@ SAFE_CLASSES = frozenset(
     "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense "
     "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
+UNKNOWN = "unknown"  # the prediction where the confidence is below the threshold
+KEPT_SHARE = 0.95  # at most this share of the validation sounds is at or above the threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
@@ -440,6 +442,45 @@ def fit_temperature(labels, probabilities):
         return -(targets * np.log(calibrated)).sum()
     best = scipy.optimize.minimize_scalar(log_loss, bounds=(-3, 3), method="bounded")
     return float(np.exp(best.x))
+
+
+def choose_threshold(labels, probabilities, accuracy):
+    """The lowest confidence from which on the share `accuracy` of the predictions is right.
+
+    Both [shape=(n_sounds, n_classes)], labels one-hot. At least one sound in twenty is below it:
+    the classes of new sounds may be none of these, even if all validation sounds are right.
+    Returns 1 if no confidence is high enough.
+    """
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence)
+    is_right = (probabilities.argmax(axis=1) == labels.argmax(axis=1))[order]
+    counts = np.arange(1, len(order) + 1)
+    is_enough = (np.cumsum(is_right) >= accuracy * counts) & (counts <= KEPT_SHARE * len(order))
+    if not is_enough.any():
+        return 1.0
+    return float(confidence[order][is_enough][-1])
+
+
+def find_threshold(threshold, info):
+    """The confidence below which a sound is unknown: a number, or "auto" for that of the weights.
+
+    Raises UserError if the weights have none.
+    """
+    if threshold != "auto":
+        return threshold
+    found = info["history"][-1].get("threshold_95")
+    if found is None:
+        raise UserError("--threshold auto: training had no validation sounds to choose it by; "
+                        "name a number, such as 0.9")
+    return found
+
+
+def choose_classes(probabilities, threshold):
+    """The index of the most probable class, or -1 if its probability is below the threshold.
+
+    probabilities: [shape=(..., n_classes)]. Returns [shape=(...), int].
+    """
+    return np.where(probabilities.max(axis=-1) >= threshold, probabilities.argmax(axis=-1), -1)
 
 
 # ---------------------------------------------------------------- the weights file

@@ -531,7 +531,10 @@ def fit_network(network, batches, spectrograms, info, args):
 
 
 def validate_network(network, spectrograms, info):
-    """Score whole validation sounds. Returns loss, accuracy and temperature; {} without sounds."""
+    """Score whole validation sounds, and calibrate by them.
+
+    Returns the loss, accuracy, temperature and thresholds, or {} if there are none.
+    """
     import models
     if not info["validation"]:
         return {}
@@ -540,8 +543,12 @@ def validate_network(network, spectrograms, info):
     labels = models.one_hot(info["validation"], info["classes"])  # (n_sounds, n_classes)
     losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
     is_right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
+    temperature = models.fit_temperature(labels, probabilities)
+    calibrated = models.apply_temperature(probabilities, temperature)
     return {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
-            "temperature": models.fit_temperature(labels, probabilities)}
+            "temperature": temperature,
+            "threshold_95": models.choose_threshold(labels, calibrated, 0.95),
+            "threshold_99": models.choose_threshold(labels, calibrated, 0.99)}
 
 
 def add_epoch(network, batches, info, logs, seconds):

@@ -8,7 +8,7 @@ window around it. For digits.wav, writes to Results/:
     digits.wav.png  the picture
 
     python examples/timeline.py digits.wav
-    python examples/timeline.py digits.wav --step 0.1
+    python examples/timeline.py digits.wav --step 0.1 --threshold auto
 """
 import itertools
 import os
@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
-from eval_network import draw_spectrogram, escape_math, flatten_path, list_sounds
+from eval_network import add_threshold, draw_spectrogram, escape_math, flatten_path, list_sounds
 from utils import FeatureSettings, UserError
 
 MAX_CLASSES = 20  # in the picture
@@ -34,6 +34,7 @@ def parse_args():
                         help="recordings, or folders of them")
     parser.add_argument("--step", type=utils.number(float, 1e-3, 61), metavar="SECONDS",
                         help="length of a step (default: half of the window)")
+    add_threshold(parser)
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png",
                         help="of the picture (default: png)")
     return parser.parse_args()
@@ -77,10 +78,10 @@ def score_recording(path, step_seconds, network, info):
     return np.array([*starts, n_frames]) / rate, np.stack(probabilities), decibels[..., :n_frames]
 
 
-def plot_timeline(path, times, probabilities, decibels, info):
+def plot_timeline(path, times, probabilities, predicted, decibels, info):
     """Draw the probabilities of the most frequent classes above the spectrogram."""
     classes = info["classes"]
-    counts = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
+    counts = np.bincount(predicted[predicted >= 0], minlength=len(classes))
     rows = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])[::-1]
     size = 1 + decibels.shape[2] // MAX_COLUMNS  # frames in a column, which shows the loudest
     columns = np.maximum.reduceat(decibels, range(0, decibels.shape[2], size), axis=2)
@@ -97,27 +98,31 @@ def plot_timeline(path, times, probabilities, decibels, info):
         figure.colorbar(image, ax=below, label="dB")
 
 
-def write_timeline(path, args, network, info):
+def write_timeline(path, args, threshold, network, info):
     """Write table, labels and picture of one recording. Raises UserError."""
+    import models
     table = args.results / f"{flatten_path(path)}.csv"
     if len(os.fsencode(table.name)) > 255:
         raise UserError(f"{path}: its path is too long for a file name; move the recording")
     times, probabilities, decibels = score_recording(path, args.step, network, info)
-    predicted = probabilities.argmax(axis=1)
+    predicted = models.choose_classes(probabilities, threshold)
+    names = [*info["classes"], models.UNKNOWN]  # of the indices of the classes, and of -1
     rows = [["start", "end", "class", "probability"]]
     for start, end, k, p in zip(times, times[1:], predicted, probabilities.max(axis=1)):
-        rows.append([f"{start:.3f}", f"{end:.3f}", info["classes"][k], f"{p:.4f}"])
+        rows.append([f"{start:.3f}", f"{end:.3f}", names[k], f"{p:.4f}"])
     utils.save_csv(table, rows)
 
-    changes = np.flatnonzero(np.diff(predicted, prepend=-1))  # steps at which a class begins
+    changes = np.flatnonzero(np.diff(predicted, prepend=-2))  # steps at which a class begins
     labels = []
     for start, end in itertools.pairwise([*changes, len(predicted)]):
-        name = " ".join(info["classes"][predicted[start]].split())
-        labels.append(f"{times[start]:.6f}\t{times[end]:.6f}\t{utils.shown(name)}\n")
+        if predicted[start] >= 0:
+            name = " ".join(names[predicted[start]].split())
+            labels.append(f"{times[start]:.6f}\t{times[end]:.6f}\t{utils.shown(name)}\n")
     utils.save_text(table.with_suffix(".txt"), "".join(labels))
 
     picture = table.with_suffix(f".{args.format}")
-    plot_timeline(picture, times, probabilities, decibels, info)
+    probabilities[predicted < 0] = np.nan  # drawn blank
+    plot_timeline(picture, times, probabilities, predicted, decibels, info)
     noun = "step" if len(predicted) == 1 else "steps"
     utils.say(f"{path}: {times[-1]:.1f} s in {len(predicted)} {noun}. "
               f"Wrote {table}, {table.with_suffix('.txt')}, {picture}")
@@ -134,7 +139,8 @@ def main():
     utils.check_weights_path(args.weights)
     import models  # loads Keras
     network, info = models.load_network(args.weights)
-    write = partial(write_timeline, args=args, network=network, info=info)
+    threshold = models.find_threshold(args.threshold, info)
+    write = partial(write_timeline, args=args, threshold=threshold, network=network, info=info)
     _, failed = utils.map_files(write, sounds, jobs=0)
     return utils.name_skipped(errors | failed)
 

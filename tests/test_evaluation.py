@@ -129,6 +129,66 @@ def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(train
     assert report["uncalibrated"]["log_loss"] != report["log_loss"]
 
 
+# ---------------------------------------------------------------- thresholds
+
+def threshold_case():
+    """One-hot labels of 40 sounds; the four least confident and the 20th are wrong."""
+    confidence = np.linspace(0.99, 0.6, 40)
+    predictions = np.stack([confidence, 1 - confidence], axis=1)
+    is_right = np.arange(40) < 36
+    is_right[19] = False
+    return np.eye(2)[np.where(is_right, 0, 1)], predictions
+
+
+@pytest.mark.parametrize("accuracy, n_kept", [(1, 19), (0.95, 36), (0.97, 36), (0.98, 19), (0, 38)])
+def test_threshold_is_the_lowest_with_the_accuracy_but_leaves_one_in_twenty_out(accuracy, n_kept):
+    labels, p = threshold_case()
+    threshold = models.choose_threshold(labels, p, accuracy)
+    assert threshold == p[n_kept - 1].max()
+    assert (models.choose_classes(p, threshold) == 0).sum() == n_kept
+
+
+def test_no_threshold_is_high_enough_if_the_most_confident_sound_is_wrong():
+    p = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert models.choose_threshold(np.eye(2)[[1, 1]], p, 0.95) == 1
+    assert models.choose_threshold(np.eye(2)[:1], p[:1], 0.95) == 1  # too few sounds
+
+
+def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshold():
+    y, p = hand_case()
+    thresholds, coverage, accuracy = eval_network.measure_coverage(y, p)
+    np.testing.assert_allclose(thresholds, [0.9, 0.7, 0.6, 0.5])
+    np.testing.assert_allclose(coverage, [1 / 6, 3 / 6, 5 / 6, 1])
+    np.testing.assert_allclose(accuracy, [0, 2 / 3, 3 / 5, 4 / 6])
+
+
+def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trained):
+    history = models.load_info(trained / "weights.keras")["history"]
+    found = load_json(trained / "Results/metrics.json")["thresholds"]
+    assert {key: history[-1][key] for key in found} == {
+        key: scores["threshold"] for key, scores in found.items()}
+    rows = read_scores(trained / "Results")
+    said = (trained / "eval.txt").read_text()
+    for key, scores in found.items():
+        kept = [row for row in rows if float(row[row["predicted"]]) >= scores["threshold"]]
+        assert scores["coverage"] == pytest.approx(len(kept) / len(rows))
+        assert f"{scores['coverage']:8.4f}" in said and f"{key[-2:]} % right in validation" in said
+
+
+def test_coverage_is_drawn_with_the_thresholds_marked(tmp_path, figures):
+    y, p, report = random_case()
+    report["thresholds"] = {"threshold_95": {"threshold": 0.5, "coverage": 0.4, "accuracy": 0.9}}
+    eval_network.plot_coverage(tmp_path / "coverage.png", y, p, report)
+    panel = figures["coverage"].axes[0]
+    curve, mark = panel.lines
+    _, coverage, accuracy = eval_network.measure_coverage(y, p)
+    np.testing.assert_array_equal(curve.get_xydata(), np.stack([coverage, accuracy], axis=1))
+    assert mark.get_xydata().tolist() == [[0.4, 0.9]]
+    k = (p.max(axis=1) >= 0.5).mean()
+    assert {text.get_text(): text.xy[0] for text in panel.texts}["0.5"] == pytest.approx(k)
+    eval_network.plot_coverage(tmp_path / "none.png", y, p, report | {"thresholds": {}})
+
+
 # ---------------------------------------------------------------- tables and pictures
 
 def test_mistakes_are_those_of_the_scores_and_most_confident_first(trained, evaluate, tmp_path):
@@ -155,7 +215,7 @@ def test_pictures_come_in_the_format_that_is_asked_for(trained, evaluate, tmp_pa
     evaluate(trained, "--results", tmp_path, "--format", kind)
     found = {path.stem for path in tmp_path.glob(f"*.{kind}") if path.read_bytes().startswith(head)}
     assert found == {"roc_curves", "precision_recall", "confusion_matrix", "reliability",
-                     "mistakes"}
+                     "coverage", "mistakes"}
 
 
 @pytest.fixture
@@ -393,6 +453,25 @@ def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, e
             assert float(row[name]) == pytest.approx(float(known[name]), abs=1e-5)
 
 
+def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
+    sounds = [f"Samples/{row['file']}" for row in read_scores(trained / "Results")]
+    _, said = evaluate(trained, *sounds, "--threshold", 0.999999, "--csv", tmp_path / "all.csv")
+    assert {row["predicted"] for row in read_table(tmp_path / "all.csv")} == {"unknown"}
+    assert all(line.split()[1] == "unknown" for line in said.out.splitlines())
+    evaluate(trained, *sounds, "--csv", tmp_path / "plain.csv")
+    evaluate(trained, *sounds, "--threshold", "auto", "--csv", tmp_path / "auto.csv")
+    threshold = models.load_info(trained / "weights.keras")["history"][-1]["threshold_95"]
+    plain, auto = (read_table(tmp_path / name) for name in ("plain.csv", "auto.csv"))
+    for row, thresholded in zip(plain, auto, strict=True):
+        is_known = float(row[row["predicted"]]) >= threshold
+        assert thresholded["predicted"] == (row["predicted"] if is_known else "unknown")
+
+
+def test_weights_without_validation_have_no_threshold_of_their_own():
+    with pytest.raises(utils.UserError, match="auto: training had no validation sounds"):
+        models.find_threshold("auto", {"history": [{"loss": 1}]})
+
+
 def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(
         trained, evaluate, tmp_path):
     y = tone(np.random.default_rng(3), 600, 1)
@@ -420,6 +499,8 @@ def test_an_empty_folder_is_named(trained, evaluate, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--csv", "x"], "--csv: no new sounds given"),
+    (["--threshold", "0.9"], "--threshold: no new sounds given"),
+    (["a.wav", "--threshold", "high"], "expected a number, at least 0 and below 1, found 'high'"),
     (["a.wav", "--data", "b"], "new sounds and --data exclude each other")])
 def test_flags_that_do_not_go_together_are_one_line(tmp_path, flags, message):
     assert message in one_line("eval_network.py", *flags, cwd=tmp_path, status=2)

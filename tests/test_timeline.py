@@ -68,6 +68,24 @@ def test_timeline_says_what_is_heard_when(call, tmp_path, monkeypatch):
     assert below.get_ylabel() == "Hz" and below.get_xlim() == pytest.approx((0, ends[-1]), abs=1e-3)
 
 
+def test_steps_below_the_threshold_have_no_label_and_no_class(call, tmp_path):
+    write_recording(tmp_path / "tones.wav")
+    call(tmp_path, "tones.wav", "--step", 0.25)
+    plain = read_table(tmp_path / "Results/tones.wav.csv")
+    threshold = np.median([float(row["probability"]) for row in plain])
+    call(tmp_path, "tones.wav", "--step", 0.25, "--threshold", threshold)
+    table = tmp_path / "Results/tones.wav.csv"
+    for row, before in zip(read_table(table), plain, strict=True):
+        is_known = float(row["probability"]) >= threshold
+        assert row == before | ({} if is_known else {"class": "unknown"})
+    labels = [line.split("\t") for line in table.with_suffix(".txt").read_text().splitlines()]
+    known = sum(float(row["end"]) - float(row["start"]) for row in plain
+                if float(row["probability"]) >= threshold)
+    assert sum(float(end) - float(start) for start, end, _ in labels) == pytest.approx(known,
+                                                                                     abs=0.05)
+    assert "unknown" not in {label for _, _, label in labels}
+
+
 def test_sounds_shorter_than_a_window_and_steps_longer_than_one(call, tmp_path):
     write_recording(tmp_path / "short.wav", 0.05)
     write_recording(tmp_path / "long.wav", 1)
@@ -121,7 +139,7 @@ def test_long_recordings_are_drawn_in_few_columns_of_the_loudest_frames(tmp_path
     draw = timeline.draw_spectrogram
     monkeypatch.setattr(timeline, "draw_spectrogram", watched)
     timeline.plot_timeline(tmp_path / "x.png", np.array([0, 144.0]), np.array([[0.9, 0.1]]),
-                           decibels, {"classes": ["a", "b"], "features": settings})
+                           np.array([0]), decibels, {"classes": ["a", "b"], "features": settings})
     assert drawn[0].shape == (1, 4, 1800) and (drawn[0][0, 0] == 0).sum() == 1
 
 
