@@ -5,6 +5,7 @@ metrics.json, scores.csv with the probabilities of each sound, mistakes.csv, and
 curves, the confusion matrix, the calibration and the mistakes.
 
     python eval_network.py
+    python eval_network.py --folds
     python eval_network.py kick.wav folder/
     python eval_network.py kick.wav folder/ --threshold auto
 """
@@ -12,6 +13,7 @@ import math
 import os
 import platform
 import sys
+from collections import ChainMap
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +50,8 @@ def parse_args():
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results", "weights"))
     parser.add_argument("sounds", nargs="*", type=Path, metavar="SOUND",
                         help="new sounds to classify, or folders of them")
+    parser.add_argument("--folds", action="store_true",
+                        help="evaluate all networks of train_network.py --folds together")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="write the probabilities of new sounds to this table")
     add_threshold(parser)
@@ -58,6 +62,9 @@ def parse_args():
     args = parser.parse_args()
     if args.sounds and args.data:
         parser.error("new sounds and --data exclude each other; leave one out")
+    if args.folds and (args.sounds or args.data):
+        parser.error("--folds: scores only the test sounds of the folds; leave out "
+                     f"{'--data' if args.data else 'the new sounds'}")
     if args.csv and not args.sounds:
         parser.error("--csv: no new sounds given; name sounds or folders")
     if args.threshold and not args.sounds:
@@ -91,7 +98,7 @@ def check_known_classes(source, args, info):
     if not unknown:
         return
     flags = ["--fresh", "--save", args.weights]
-    for flag in ("--groups", "--test"):
+    for flag in ("--groups", "--test", "--folds", "--folds-by"):
         if info.get(flag):
             flags += [flag, info[flag]]
     training = utils.command("train_network.py", *flags, samples=args.samples,
@@ -218,14 +225,15 @@ def measure_coverage(y, probabilities):
     return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
 
 
-def score_thresholds(y, probabilities, info):
+def score_thresholds(test):
     """Score the thresholds of the weights on the test sounds, for metrics.json."""
-    is_right = probabilities.argmax(axis=1) == y
+    is_right = test["probabilities"].argmax(axis=1) == test["y"]
+    last = test["info"]["history"][-1]
     scores = {}
     for key in ("threshold_95", "threshold_99"):
-        if key in info["history"][-1]:
-            value = info["history"][-1][key]
-            reached = probabilities.max(axis=1) >= value
+        if key in last:
+            value = last[key]
+            reached = test["probabilities"].max(axis=1) >= value
             accuracy = float(is_right[reached].mean()) if reached.any() else math.nan
             scores[key] = {"threshold": value, "coverage": float(reached.mean()),
                            "accuracy": accuracy}
@@ -265,6 +273,7 @@ def print_report(report, mistakes):
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
     print_thresholds(report)
+    print_folds(report)
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
     say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
@@ -281,6 +290,20 @@ def print_thresholds(report):
     for key, scores in report["thresholds"].items():
         values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
         say("{:>9}  {:>8}  {:>8}".format(*values) + f"  {key[-2:]} % right in validation")
+
+
+def print_folds(report):
+    """Print the scores of each fold of cross-validation, their mean and standard deviation."""
+    if not report["folds"]:
+        return
+    keys = "accuracy", "balanced_accuracy", "macro_auc"
+    rows = np.array([[fold[key] for key in keys] for fold in report["folds"]])
+    say("", "Fold      sounds  accuracy  balanced  macro AUC")
+    for k, (row, fold) in enumerate(zip(rows, report["folds"]), 1):
+        say(f"{k:<8}  {fold['n_test']:6}" + "  {:>8}  {:>8}  {:>9}".format(
+            *map(format_decimals, row)))
+    for name, row in (("mean", rows.mean(axis=0)), ("std", rows.std(axis=0, ddof=1))):
+        say(f"{name:16}" + "  {:>8}  {:>8}  {:>9}".format(*map(format_decimals, row)))
 
 
 def score_rows(names, y, probabilities, classes):
@@ -566,6 +589,7 @@ def describe_run(args, info, backend):
 
 def classify(args):
     """Classify the new sounds of the command line. Returns how many were skipped."""
+    utils.check_weights_path(args.weights)
     import models  # loads Keras
     paths, errors = list_sounds(args.sounds)
     network, info = models.load_network(args.weights)
@@ -576,41 +600,104 @@ def classify(args):
     return utils.name_skipped(errors)
 
 
-def evaluate(args):
-    """Score the test set, and write the results. Returns how many sounds were skipped."""
+def list_weights(args):
+    """List the weights to evaluate: one file, or one for each fold. Raises UserError."""
+    if not args.folds:
+        utils.check_weights_path(args.weights)
+        return [args.weights]
+    first = utils.fold_path(args.weights, 1)
+    utils.check_weights_path(first)
+    import models
+    _, n_folds = models.load_info(first).get("fold") or (1, 1)
+    paths = [utils.fold_path(args.weights, k) for k in range(1, n_folds + 1)]
+    infos = [models.load_info(path) for path in paths]
+    for k, (path, info) in enumerate(zip(paths, infos), 1):
+        if info.get("fold") != [k, n_folds] or info["classes"] != infos[0]["classes"]:
+            raise UserError(f"{path}: is not of the same cross-validation as {first}; train again "
+                            "with --folds and --fresh")
+    return paths
+
+
+def score_test_set(weights, args):
+    """Score the test sounds of a network.
+
+    Returns a dict: info, names, y [shape=(n_sounds,)], the probabilities before calibration, raw,
+    and after it [shape=(n_sounds, n_classes)], the mistakes, the spectrograms of the first of them,
+    by name, and how many sounds were skipped.
+    """
     import models  # loads Keras
-    network, info = models.load_network(args.weights)
+    network, info = models.load_network(weights)
     spectrograms, n_skipped = load_test_set(args, info)
     names = list(spectrograms)
     y = models.class_indices(names, info["classes"])
     predictions = models.predict_sounds(network, spectrograms.items())
     predictions = utils.show_progress(predictions, len(names), "Scoring")
-    raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes), not calibrated
+    raw = np.stack([row for _, row in predictions])
     probabilities = models.apply_temperature(raw, info["temperature"])
-    report = measure_scores(y, probabilities, raw, info)
-    report["thresholds"] = score_thresholds(y, probabilities, info)
-    report |= describe_run(args, info, models.keras.backend.backend())
     mistakes = list_mistakes(names, y, probabilities, info["classes"])
-    print_report(report, mistakes)
+    pictured = {name: spectrograms[name] for name, *_ in mistakes[:MAX_PICTURED]}
+    return {"info": info, "names": names, "y": y, "raw": raw, "probabilities": probabilities,
+            "mistakes": mistakes, "spectrograms": pictured, "n_skipped": n_skipped}
+
+
+def pool_folds(folds):
+    """Join the scored test sets of all folds into one, a dict like each of them."""
+    pooled = {key: np.concatenate([fold[key] for fold in folds])
+              for key in ("y", "raw", "probabilities")}
+    mistakes = [mistake for fold in folds for mistake in fold["mistakes"]]
+    temperature = float(np.mean([fold["info"]["temperature"] for fold in folds]))
+    return pooled | {"info": folds[0]["info"] | {"temperature": temperature},
+                     "names": [name for fold in folds for name in fold["names"]],
+                     "mistakes": sorted(mistakes, key=lambda row: -row[3]),  # by confidence
+                     "spectrograms": dict(ChainMap(*(fold["spectrograms"] for fold in folds))),
+                     "n_skipped": sum(fold["n_skipped"] for fold in folds)}
+
+
+def score_folds(tests):
+    """Measure the scores of each fold, for metrics.json."""
+    keys = "accuracy", "balanced_accuracy", "macro_auc", "n_test", "temperature"
+    reports = [measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
+               for test in tests]
+    return [{key: report[key] for key in keys} for report in reports]
+
+
+def evaluate(args):
+    """Score the test sounds, and write the results. Returns how many sounds were skipped."""
+    import models
+    tests = [score_test_set(weights, args) for weights in list_weights(args)]
+    test = pool_folds(tests) if args.folds else tests[0]
+    report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
+    report |= describe_run(args, test["info"], models.keras.backend.backend())
+    report["thresholds"] = {} if args.folds else score_thresholds(test)
+    report["folds"] = score_folds(tests) if args.folds else []
+    print_report(report, test["mistakes"])
+    save_results(args, test, report)
+    return test["n_skipped"]
+
+
+def save_results(args, test, report):
+    """Write the scores of a test set as tables and pictures."""
     folder = args.results / flatten_path(args.data) if args.data else args.results
+    y = test["y"]
+    probabilities = test["probabilities"]
+    mistakes = test["mistakes"]
+    rows = score_rows(test["names"], y, probabilities, report["classes"])
     utils.save_json(folder / "metrics.json", report)
-    utils.save_csv(folder / "scores.csv", score_rows(names, y, probabilities, info["classes"]))
+    utils.save_csv(folder / "scores.csv", rows)
     mistake_columns = ["file", "class", "predicted", "probability", "probability_of_class"]
     utils.save_csv(folder / "mistakes.csv", [mistake_columns, *mistakes])
     plot_roc(folder / f"roc_curves.{args.format}", y, probabilities, report)
     plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)
-    plot_reliability(folder / f"reliability.{args.format}", y, probabilities, raw, report)
+    plot_reliability(folder / f"reliability.{args.format}", y, probabilities, test["raw"], report)
     plot_coverage(folder / f"coverage.{args.format}", y, probabilities, report)
-    plot_mistakes(folder / f"mistakes.{args.format}", mistakes, spectrograms, report)
+    plot_mistakes(folder / f"mistakes.{args.format}", mistakes, test["spectrograms"], report)
     say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures")
-    return n_skipped
 
 
 def main():
     """Classify new sounds, or evaluate on the test set. Returns how many were skipped."""
     args = parse_args()
-    utils.check_weights_path(args.weights)
     return classify(args) if args.sounds else evaluate(args)
 
 

@@ -7,7 +7,8 @@ The scripts call its content info:
     classes, features           names of the classes; FeatureSettings as a dict
     network, hyperparameters    a name and values of HYPERPARAMETERS
     seed, epochs, n_frames      of the training; the length of a window
-    --groups, --test            the flags of the split, or null
+    --groups, --test, --folds, --folds-by   the flags of the split, or null
+    fold                        in cross-validation, its number and the number of folds, or null
     train, validation, test     names of the sounds of each subset; unused: copies left out
     weights, seen, learned      the earlier weights, and sounds that they validated and learned from
     history, temperature        the scores of each epoch; of the calibration
@@ -576,6 +577,7 @@ def load_network(path, compile=False):
 
 def use_seed(seed):
     """Seed Keras, and make TensorFlow deterministic: the same seed gives the same weights."""
+    keras.utils.clear_session()  # frees the networks of earlier folds
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow

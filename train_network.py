@@ -5,13 +5,16 @@ them, and Results/training_log.csv and training_curves.png. One sound in five of
 for eval_network.py. If training is stopped, the same command resumes it.
 
     python train_network.py
+    python train_network.py --folds 5
 """
+import argparse
 import dataclasses
 import hashlib
 import os
 import re
 import shlex
 import time
+import warnings
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,11 +121,12 @@ def find_group(name, groups=None, copies=None):
     return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
 
 
-def split_sounds(names, seed, test=None, groups=None, copies=None):
+def split_sounds(names, seed, test=None, groups=None, copies=None, held_out=None):
     """Split sounds into 68 % for training, 12 % for validation and 20 % for testing.
 
     test: regular expression; the sounds whose name it matches are the test sounds instead.
     groups: regular expression, see find_group. copies: dict from each copy to its source.
+    held_out: set of the test sounds and their copies, instead of `test`.
     Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation
     and test sounds are left out. Raises UserError if `test` or `groups` leaves a subset empty.
     """
@@ -132,12 +136,65 @@ def split_sounds(names, seed, test=None, groups=None, copies=None):
         check_groups(group, groups, copies)
     if test:
         held_out = match_groups(group, test, copies)
-    else:
+    elif held_out is None:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
     rest = {name: group[name] for name in names if name not in held_out}
     validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
     return {"train": sorted(set(rest) - validation), "validation": originals(validation, copies),
             "test": originals(held_out, copies)}
+
+
+def split_folds(names, args, copies):
+    """Split sounds into the folds of --folds or --folds-by, for cross-validation.
+
+    Returns a list of sets of names. Copies are in the fold of their source. Raises UserError.
+    """
+    if args.folds_by:
+        folds = match_folds(names, args.folds_by, copies)
+        flag = f"--folds-by {args.folds_by.pattern}"
+    else:
+        folds = draw_folds(names, args.folds, args.seed, args.groups, copies)
+        flag = f"--folds {args.folds}"
+    classes = set(map(class_of, names))
+    for fold in folds:
+        if bare := classes.difference(class_of(name) for name in names if name not in fold):
+            raise UserError(f"{flag}: all sounds of {', '.join(sorted(bare))} are in one fold; "
+                            "add sounds or groups, or use other folds")
+    return folds
+
+
+def draw_folds(names, n_folds, seed, groups, copies):
+    """Draw folds of about the same number of sounds of each class, in whole groups."""
+    from sklearn.model_selection import StratifiedGroupKFold
+    group = {name: find_group(name, groups, copies) for name in names}
+    if groups:
+        check_groups(group, groups, copies)
+    sounds = originals(names, copies)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # some folds may lack a small class
+            folds = list(splitter.split(sounds, [class_of(name) for name in sounds],
+                                        [group[name] for name in sounds]))
+    except ValueError:
+        folds = [([], [])]
+    if not all(len(test) for _, test in folds):
+        raise UserError(f"--folds {n_folds}: there are too few sounds, or groups of sounds; use a "
+                        "smaller number")
+    keys = [{group[sounds[i]] for i in test} for _, test in folds]
+    return [{name for name in names if group[name] in some} for some in keys]
+
+
+def match_folds(names, pattern, copies):
+    """Sort sounds into folds by the text that `pattern` matches in their names."""
+    folds = {}
+    for name in names:
+        match = pattern.search(copies.get(name, name))
+        if not match:
+            raise UserError(f"--folds-by {pattern.pattern}: does not match {name}; use a pattern "
+                            "that matches every class/name")
+        text = match[1] if pattern.groups else match[0]
+        folds.setdefault(text, set()).add(name)
+    return [folds[text] for text in sorted(folds)]
 
 
 def match_groups(group, test, copies):
@@ -324,15 +381,15 @@ def hash_contents(spectrograms):
     return keys
 
 
-def choose_subsets(source, spectrograms, args, earlier=None):
+def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
     """Split the sounds as the flags say, and print what is left out.
 
-    earlier: info of the training that this one starts from. Returns a dict with "train",
-    "validation", "test", "unused", "seen" and "learned".
+    earlier: info of the training that this one starts from. held_out: the test sounds of a fold.
+    Returns a dict with "train", "validation", "test", "unused", "seen" and "learned".
     """
     copies = source.copies
     names = list(spectrograms)
-    split = split_sounds(names, args.seed, args.test, args.groups, copies)
+    split = split_sounds(names, args.seed, args.test, args.groups, copies, held_out)
     note_groups(names, args, copies)
     n_unused = len(names) - sum(len(some) for some in split.values())
     if n_unused:
@@ -624,6 +681,10 @@ def parse_args():
         help="start from these earlier weights; for other classes the last layer is new")
     add("--test", type=utils.regex, metavar="REGEX",
         help="the sounds whose class/name matches are the test sounds")
+    add("--folds", type=utils.number(int, 2, high=1000), metavar="K",
+        help="cross-validation: train K networks, each tested on another part of the sounds")
+    add("--folds-by", type=utils.regex, metavar="REGEX",
+        help="the same, with a part for each text that the pattern matches in class/name")
     add("--groups", type=utils.regex, metavar="REGEX",
         help="sounds whose paths below the class share the matched part (a speaker, a note) stay "
         "in one subset")
@@ -675,18 +736,23 @@ def add_hyperparameters(group, count):
 
 def check_args(parser, args):
     """End with one line where flags contradict one another."""
+    if sum(map(bool, (args.test, args.folds, args.folds_by))) > 1:
+        parser.error("--test, --folds and --folds-by exclude each other; use one of them")
     if args.save.suffix != ".keras":
         parser.error(f"--save {args.save}: use a name that ends in .keras")
     written = args.save.resolve(), checkpoint_path(args.save).resolve()
     if args.weights and args.weights.resolve() in written:
         parser.error(f"--weights {args.weights}: would be replaced; name another file with --save")
+    is_fold = args.weights and args.weights.stem.startswith(f"{args.save.stem}-fold")
+    if is_fold and (args.folds or args.folds_by):
+        parser.error(f"--weights {args.weights}: is named like a fold; name another --save")
     if args.weights and (args.network != "default" or args.layers or args.filters):
         parser.error("--weights: brings its own network; leave out --network, --layers, --filters")
     if args.tensorboard and not find_spec("tensorboard"):
         parser.error("--tensorboard: the package is missing: pip install tensorboard")
 
 
-def make_info(args, source, subsets, earlier=None):
+def make_info(args, source, subsets, earlier=None, fold=None):
     """The info of a training run: all that determines it, and all that use of the network needs."""
     import models
     network = earlier["network"] if earlier else args.network
@@ -702,7 +768,36 @@ def make_info(args, source, subsets, earlier=None):
             "features": dataclasses.asdict(source.settings), "hyperparameters": hyperparameters,
             "epochs": args.epochs or models.choose_epochs(len(subsets["train"]), batch_size),
             "weights": weights, "--groups": args.groups and args.groups.pattern,
-            "--test": args.test and args.test.pattern, **subsets}
+            "--test": args.test and args.test.pattern, "--folds": args.folds,
+            "--folds-by": args.folds_by and args.folds_by.pattern, "fold": fold, **subsets}
+
+
+def train_split(source, spectrograms, args, earlier, held_out=None, fold=None):
+    """Split the sounds, and train and save a network, unless that is done.
+
+    held_out, fold: the test sounds of a fold, and its number and the number of folds.
+    """
+    subsets = choose_subsets(source, spectrograms, args, earlier, held_out)
+    import models  # it loads Keras, which takes seconds: mistakes are found before
+    info = make_info(args, source, subsets, earlier, fold)
+    if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
+        check_same_training(args.save, models.load_info(args.save), info)
+        say(f"{args.save}: training on these sounds is finished; --fresh trains again")
+    else:
+        with models.explain_errors(info["hyperparameters"]["batch_size"]):
+            train_network(spectrograms, info, args)
+
+
+def train_folds(source, spectrograms, args, earlier):
+    """Train a network for each fold. Its files have the number of the fold in their names."""
+    folds = split_folds(list(spectrograms), args, source.copies)
+    for k, held_out in enumerate(folds, 1):
+        say("", f"Fold {k} of {len(folds)}")
+        of_fold = argparse.Namespace(**vars(args))
+        of_fold.save = utils.fold_path(args.save, k)
+        of_fold.results = args.results / f"fold{k}"
+        of_fold.tensorboard = args.tensorboard and args.tensorboard / f"fold{k}"
+        train_split(source, spectrograms, of_fold, earlier, held_out, [k, len(folds)])
 
 
 def main():
@@ -715,17 +810,11 @@ def main():
     if args.weights:
         import models
         earlier = models.load_info(args.weights)
-    subsets = choose_subsets(source, spectrograms, args, earlier)
-    import models  # it loads Keras, which takes seconds: mistakes are found before
-    info = make_info(args, source, subsets, earlier)
-    if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
-        check_same_training(args.save, models.load_info(args.save), info)
-        say(f"{args.save}: training on these sounds is finished; --fresh trains again")
-    else:
-        with models.explain_errors(info["hyperparameters"]["batch_size"]):
-            train_network(spectrograms, info, args)
-    utils.say_next("eval_network.py", samples=args.samples, preproc=args.preproc,
-                   results=args.results, weights=args.save)
+    is_folded = args.folds or args.folds_by
+    train = train_folds if is_folded else train_split
+    train(source, spectrograms, args, earlier)
+    utils.say_next("eval_network.py", *["--folds"] * bool(is_folded), samples=args.samples,
+                   preproc=args.preproc, results=args.results, weights=args.save)
     return n_bad
 
 

@@ -159,6 +159,11 @@ def keep_freed_memory():
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the most that glibc takes
 
 
+def fold_path(weights, k):
+    """The path of the weights of fold k, beside the others (weights-fold1.keras)."""
+    return weights.with_name(f"{weights.stem}-fold{k}{weights.suffix}")
+
+
 def check_weights_path(path):
     """Raise UserError unless `path` can be a weights file. Runs before the slow import of Keras."""
     if not Path(path).is_file():
@@ -196,9 +201,9 @@ def command(script, *flags, **places):
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def say_next(script, **places):
+def say_next(script, *flags, **places):
     """Print the command to run next."""
-    say(f"Next: {command(script, **places)}")
+    say(f"Next: {command(script, *flags, **places)}")
 
 
 def name_skipped(errors, listed=""):

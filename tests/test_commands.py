@@ -4,7 +4,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
-from conftest import one_line, run
+from conftest import SMALL, one_line, run
 
 MODES = {
     "augment a folder": [
@@ -15,9 +15,11 @@ MODES = {
     "train from weights, streamed": [
         "train_network.py", "--weights", "weights.keras", "--save", "new.keras",
         "--memory", 0.0001, "--epochs", 1, "--results", "other", "--tensorboard", "board"],
+    "cross-validate": ["train_network.py", "--folds", 2, "--epochs", 1, *SMALL],
     "evaluate": ["eval_network.py"],
     "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
-    "classify new sounds": ["eval_network.py", "Samples/low", "--csv", "new.csv"],
+    "classify new sounds": [
+        "eval_network.py", "Samples/low", "--csv", "new.csv", "--threshold", "auto"],
     "write timelines": ["examples/timeline.py", "Samples/low/00.wav", "--step", 0.1],
     "write timelines of a folder": [
         "examples/timeline.py", "Samples/low", "--results", "other", "--format", "svg"],
@@ -30,6 +32,8 @@ WRITES = {
     "preprocess with flags": ["other/low/00_aug1.wav.npy", "other/settings.json"],
     "train from weights, streamed": [
         "new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
+    "cross-validate": [
+        "weights-fold1.keras", "weights-fold2.keras", "Results/fold2/training_log.csv"],
     "evaluate": ["Results/metrics.json", "Results/mistakes.png"],
     "evaluate another folder": ["Results/Samples/metrics.json", "Results/Samples/roc_curves.svg"],
     "classify new sounds": ["new.csv"],
@@ -39,7 +43,8 @@ WRITES = {
     "export to ONNX": ["model.onnx", "model.json"],
     "export to TFLite": ["model.tflite", "model.json"],
 }
-SAYS = {"evaluate": "Scoring: 6 of 6", "train from weights, streamed": "memory"}
+SAYS = {"cross-validate": "eval_network.py --folds\n",
+        "evaluate": "Scoring: 6 of 6", "train from weights, streamed": "memory"}
 
 
 @pytest.mark.parametrize("mode", MODES)

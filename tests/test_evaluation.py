@@ -7,7 +7,17 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, load_json, one_line, read_scores, read_table, tone
+from conftest import (
+    SAMPLE_RATE,
+    SMALL,
+    load_json,
+    made_once,
+    one_line,
+    read_scores,
+    read_table,
+    run,
+    tone,
+)
 
 import eval_network
 import models
@@ -435,6 +445,56 @@ def test_test_sounds_that_exceed_the_memory_get_the_same_scores(trained, evaluat
     assert read_scores(tmp_path) == read_scores(trained / "Results")
 
 
+# ---------------------------------------------------------------- folds
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory, trained):
+    """A folder in which two folds were trained and evaluated."""
+    def make(folder):
+        shutil.copytree(trained / "Samples", folder / "Samples")
+        run("train_network.py", "--folds", 2, "--epochs", 2, *SMALL, cwd=folder)
+        (folder / "eval.txt").write_text(run("eval_network.py", "--folds", cwd=folder).stdout)
+    return made_once(tmp_path_factory, "folded", make)
+
+
+def test_each_sound_is_tested_once_by_the_network_that_did_not_learn_from_it(folded):
+    infos = [models.load_info(folded / f"weights-fold{k}.keras") for k in (1, 2)]
+    rows = {row["file"]: row for row in read_scores(folded / "Results")}
+    assert len(rows) == 30 and list(rows) == infos[0]["test"] + infos[1]["test"]
+    for info, k in zip(infos, (1, 2)):
+        assert info["fold"] == [k, 2] and len(info["test"]) == 15
+        copies = utils.find_copies(info["train"])
+        assert not {copies.get(name, name) for name in info["train"]} & set(info["test"])
+
+
+def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, evaluate, tmp_path):
+    report = load_json(folded / "Results/metrics.json")
+    assert report["n_test"] == 30 and report["accuracy"] == pytest.approx(
+        np.mean([row["class"] == row["predicted"] for row in read_scores(folded / "Results")]))
+    for fold, k in zip(report["folds"], (1, 2)):
+        evaluate(folded, "--weights", f"weights-fold{k}.keras", "--results", tmp_path)
+        alone = load_json(tmp_path / "metrics.json")
+        assert fold == {key: alone[key] for key in fold}
+        assert read_scores(tmp_path) == read_scores(folded / "Results")[15 * k - 15:15 * k]
+    accuracies = [fold["accuracy"] for fold in report["folds"]]
+    said = (folded / "eval.txt").read_text()
+    assert f"mean                {np.mean(accuracies):.4f}" in said
+    assert f"std                 {np.std(accuracies, ddof=1):.4f}" in said
+    mistakes = read_table(folded / "Results/mistakes.csv")
+    probabilities = [float(row["probability"]) for row in mistakes]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path):
+    for k in (1, 2):
+        shutil.copy(folded / "weights-fold1.keras", tmp_path / f"weights-fold{k}.keras")
+    with pytest.raises(utils.UserError, match="weights-fold2.keras: is not of the same cross-"):
+        evaluate(tmp_path, "--folds")
+    (tmp_path / "weights-fold2.keras").unlink()
+    with pytest.raises(utils.UserError, match="weights-fold2.keras: expected the weights"):
+        evaluate(tmp_path, "--folds")
+
+
 # ---------------------------------------------------------------- new sounds
 
 def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, evaluate, tmp_path):
@@ -500,6 +560,8 @@ def test_an_empty_folder_is_named(trained, evaluate, tmp_path):
 @pytest.mark.parametrize("flags, message", [
     (["--csv", "x"], "--csv: no new sounds given"),
     (["--threshold", "0.9"], "--threshold: no new sounds given"),
+    (["--folds", "a.wav"], "--folds: scores only the test sounds of the folds"),
+    (["--folds", "--data", "b"], "leave out --data"),
     (["a.wav", "--threshold", "high"], "expected a number, at least 0 and below 1, found 'high'"),
     (["a.wav", "--data", "b"], "new sounds and --data exclude each other")])
 def test_flags_that_do_not_go_together_are_one_line(tmp_path, flags, message):

@@ -11,6 +11,7 @@ from train_network import (
     check_classes,
     find_group,
     leave_out_twins,
+    split_folds,
     split_sounds,
     suggest_groups,
 )
@@ -314,3 +315,59 @@ def test_expression_that_matches_nothing_or_all_of_a_class_is_refused(pattern, w
 def test_set_too_small_to_split_is_refused(names, classes, words):
     with pytest.raises(UserError, match=words):
         check_classes(names, source_of(classes, find_copies(names)))
+
+
+# ---------------------------------------------------------------- folds
+
+
+def folds(names, n_folds=None, by=None, groups=None, seed=0, copies=None):
+    args = SimpleNamespace(folds=n_folds, folds_by=by and re.compile(by), seed=seed,
+                           groups=groups and re.compile(groups))
+    return split_folds(names, args, find_copies(names) if copies is None else copies)
+
+
+def test_folds_hold_every_sound_once_and_each_class_evenly():
+    found = folds(NAMES + COPIES, 5)
+    assert sorted(name for fold in found for name in fold) == sorted(NAMES + COPIES)
+    copies = find_copies(NAMES + COPIES)
+    for fold in found:
+        assert {copies.get(name, name) for name in fold} == fold & set(NAMES)
+        counts = Counter(map(class_of, fold & set(NAMES)))
+        assert counts["a"] == 20 and counts["b"] == 10 and counts["c"] in (1, 2)
+    assert found == folds(NAMES[::-1] + COPIES, 5) != folds(NAMES + COPIES, 5, seed=1)
+
+
+def test_folds_keep_groups_whole():
+    names = [f"{c}/s{g}-{i}.wav" for c in "ab" for g in range(9) for i in range(5 + g)]
+    found = folds(names, 3, groups=r"^s\d+")
+    groups = [{name.split("/")[1][:2] for name in fold} for fold in found]
+    assert sum(map(len, groups)) == 9
+    assert all(40 < len(fold) < 70 for fold in found)  # of 162 in all
+
+
+def test_official_folds_are_those_of_the_names():
+    names = [f"{c}/{k}-{i}.wav" for c in "ab" for k in (1, 2, 10) for i in range(4)]
+    copy = "a/1-0_aug1.wav"
+    found = folds([*names, copy], by=r"/(\d+)-")
+    assert [{name.split("/")[1].split("-")[0] for name in fold} for fold in found] == [
+        {"1"}, {"10"}, {"2"}]
+    assert copy in found[0]
+    assert folds(names, by=r"/\d+-") == folds(names, by=r"/(\d+)-")
+
+
+def test_test_sounds_of_a_fold_are_the_held_out_originals():
+    held_out = folds(NAMES + COPIES, 5)[2]
+    train, validation, test = split(NAMES + COPIES, 0, held_out=held_out)
+    assert test == sorted(held_out & set(NAMES))
+    assert not held_out & {*train, *validation} and validation
+
+
+@pytest.mark.parametrize("flags, words", [
+    ({"n_folds": 101}, "--folds 101: there are too few sounds"),
+    ({"by": "^a"}, "--folds-by \\^a: does not match b/000.wav"),
+    ({"by": "^."}, "--folds-by \\^.: all sounds of a are in one fold"),
+    ({"by": "wav"}, "all sounds of a, b, c, d are in one fold"),
+])
+def test_folds_that_cannot_be_are_refused(flags, words):
+    with pytest.raises(UserError, match=words):
+        folds(NAMES, **flags)
