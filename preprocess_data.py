@@ -1,29 +1,42 @@
 """Turn sounds into log-mel spectrograms.
 
 Reads Samples/<class>/<name>.<ext>. Writes Preproc/<class>/<name>.<ext>.npy, float32
-(n_mels, n_frames) in dB. settings.json holds the settings, and skipped.csv lists the sounds that
-could not be read. A second run processes only new or changed sounds. If a run is stopped, the same
-command resumes it.
+(n_mels, n_frames) in dB. settings.json holds the settings, skipped.csv lists the sounds that could
+not be read, and suspicious.csv lists those that may be wrong. A second run processes only new or
+changed sounds. If a run is stopped, the same command resumes it.
 
     python preprocess_data.py
 """
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shlex
 import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import scipy
 
 import augment_data
 import utils
 from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, UserError, say
 
 NPY_HEADER = 128  # bytes of a .npy file before its values
+SUSPICIOUS_FILE = "suspicious.csv"
+N_PARTS = 16  # ranges of bands in a fingerprint
+MAX_SHIFT = 4  # frames by which equal sounds may lie apart
+BLUR = 5  # frames
+FLOOR = 40  # dB below the loudest value: what is less loud is trimmed, and does not count
+N_NEAREST = 9  # sounds that each is compared with, and itself
+SILENT = 1e-3  # of full scale
+CLIPPED_SHARE = 5e-3  # of the samples have the largest value, as the one before has
+TELLING_AUC = 0.99  # of a property that gives a class away
+MIN_TOLD = 5  # sounds in a class of which that can be said
 
 
 # ---------------------------------------------------------------- one spectrogram
@@ -183,6 +196,158 @@ def save_skipped(args, errors):
     utils.save_csv(path, [("file", "reason"), *rows])
 
 
+# ---------------------------------------------------------------- check the sounds
+
+class Measures(NamedTuple):
+    """What the check of the sounds knows of one of them."""
+
+    sample_rate: int  # Hz
+    channels: int
+    seconds: float
+    peak: float  # the largest sample, full scale 1
+    clipped: float  # the share of the samples that have the largest value, as the one before has
+    fingerprint: np.ndarray  # dB [shape=(N_PARTS,)]
+
+
+def measure_sound(name, samples, preproc):
+    """Measure a sound and its spectrogram. Returns Measures. Raises UserError."""
+    peak = 0.0
+    n_samples = 0
+    n_clipped = 0
+    for block, sample_rate in utils.read_blocks(Path(samples, name)):  # noqa: B007
+        sizes = np.abs(block)
+        if sizes.max() > peak:
+            peak = float(sizes.max())
+            n_clipped = 0
+        is_peak = sizes == peak
+        n_clipped += int((is_peak[1:] & is_peak[:-1]).sum())  # a crest has one such sample or two
+        n_samples += len(block)
+    spectrogram = np.load(f"{preproc}/{name}.npy")
+    channels = block.shape[1]
+    return Measures(sample_rate, channels, n_samples / sample_rate, peak,
+                    n_clipped / (n_samples * channels), take_fingerprint(spectrogram))
+
+
+def to_power(decibels):
+    """Turn decibels into power, faster than 10 ** (decibels / 10)."""
+    return np.exp(decibels * np.float32(math.log(10) / 10))
+
+
+def trim_spectrogram(spectrogram):
+    """Cut silence from both ends of a spectrogram, and blur it over time.
+
+    Blurred, a sound is nearly the same wherever the frames lie. Returns dB below the loudest value
+    [shape=(n_mels, n_frames), range=[-FLOOR, 0]], the mean of the channels.
+    """
+    x = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)
+    power = np.pad(to_power(x - x.max()), [(0, 0), (BLUR, BLUR)])
+    power = scipy.ndimage.uniform_filter1d(power, BLUR)
+    x = 10 * np.log10(np.maximum(power / power.max(), 10 ** (-FLOOR / 10)))
+    loud = np.flatnonzero(x.max(axis=0) > -FLOOR)
+    return x[:, loud[0]:loud[-1] + 1]
+
+
+def take_fingerprint(spectrogram):
+    """The power of ranges of bands over the loud part of a sound, in dB. [shape=(N_PARTS,)]"""
+    power = to_power(trim_spectrogram(spectrogram))
+    parts = np.array([part.sum() for part in np.array_split(power, N_PARTS)])
+    return 10 * np.log10(np.maximum(parts / parts.max(), 1e-4))
+
+
+def find_twins(measures, preproc):
+    """Find sounds whose spectrograms differ by less than a dB, apart from their level.
+
+    Returns a dict from each later sound to the earlier one that is nearest, and the difference in
+    dB, smallest first.
+    """
+    names = [name for name, found in measures.items() if found.peak > SILENT]
+    if len(names) < 2:
+        return {}
+    tree = scipy.spatial.cKDTree([measures[name].fingerprint for name in names])
+    _, nearest = tree.query(tree.data, k=N_NEAREST, p=np.inf, distance_upper_bound=1)
+    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest) for j in row
+             if j not in (i, len(names))}  # the latter where there are fewer neighbours
+    twins = {}
+    for first, second in ((names[i], names[j]) for i, j in sorted(pairs)):
+        difference = compare_spectrograms(first, second, preproc)
+        if difference < twins.get(second, (None, 1))[1]:
+            twins[second] = first, difference
+    return dict(sorted(twins.items(), key=lambda item: item[1][1]))
+
+
+def compare_spectrograms(first, second, preproc):
+    """The mean difference of two trimmed spectrograms in dB; infinite if their lengths differ."""
+    a, b = (trim_spectrogram(np.load(f"{preproc}/{name}.npy")) for name in (first, second))
+    if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
+        return math.inf
+    padding = [(0, 0), (MAX_SHIFT, MAX_SHIFT)]
+    a, b = (np.pad(x, padding, constant_values=-FLOOR) for x in (a, b))
+    differences = []
+    for shift in range(-MAX_SHIFT, MAX_SHIFT + 1):
+        moved = np.roll(b, shift, axis=1)
+        n_frames = min(a.shape[1], b.shape[1])
+        differences.append(np.abs(a[:, :n_frames] - moved[:, :n_frames]).mean())
+    return float(min(differences))
+
+
+def find_odd_lengths(measures):
+    """Find sounds far longer or shorter than the others. Returns a dict from name to its length."""
+    logs = np.log([found.seconds for found in measures.values()])
+    deviations = np.abs(logs - np.median(logs))
+    limit = max(math.log(4), 6 * np.median(deviations))
+    usual = math.exp(np.median(logs))
+    return {name: f"{found.seconds:.2f} s, the median is {usual:.2f} s"
+            for (name, found), deviation in zip(measures.items(), deviations) if deviation > limit}
+
+
+def find_clues(measures):
+    """Find classes that one property of the recording gives away. Returns a dict to its AUC."""
+    from sklearn.metrics import roc_auc_score
+    classes = np.array([utils.class_of(name) for name in measures])
+    clues = {}
+    for key in ("sample_rate", "channels", "seconds", "peak"):
+        values = np.array([getattr(found, key) for found in measures.values()])
+        for name, n in Counter(classes.tolist()).items():
+            if min(n, len(classes) - n) < MIN_TOLD:
+                continue
+            auc = roc_auc_score(classes == name, values)
+            if max(auc, 1 - auc) >= TELLING_AUC:
+                comparison = "higher" if auc > 0.5 else "lower"
+                clues[name] = f"{key} is {comparison} than elsewhere (AUC {max(auc, 1 - auc):.3f})"
+    return clues
+
+
+def find_suspicious(measures, preproc):
+    """Find what may be wrong with the sounds. Returns rows (kind, name, detail)."""
+    rows = []
+    for name, (first, difference) in find_twins(measures, preproc).items():
+        kind = "identical" if difference == 0 else "nearly identical"
+        if utils.class_of(name) != utils.class_of(first):
+            kind += ", in two classes"
+        rows.append((kind, name, f"{first}, {difference:.2f} dB"))
+    for name, found in measures.items():
+        if found.peak <= SILENT:
+            rows.append(("silent", name, f"the largest sample is {found.peak:.6f}"))
+        elif found.clipped > CLIPPED_SHARE:
+            share = f"{found.clipped:.1%} of the samples are at {found.peak:.3f}"
+            rows.append(("clipped", name, share))
+    rows += [("odd length", *pair) for pair in find_odd_lengths(measures).items()]
+    rows += [("class given away", *pair) for pair in find_clues(measures).items()]
+    return rows
+
+
+def check_sounds(args, names):
+    """Print what may be wrong with the sounds, a line for each kind, and list it in a table."""
+    measure = partial(measure_sound, samples=args.samples, preproc=args.preproc)
+    measures, _ = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
+                                  folder=args.samples)
+    rows = find_suspicious(measures, args.preproc)
+    utils.save_csv(args.preproc / SUSPICIOUS_FILE, [("kind", "file", "detail"), *rows])
+    for kind, n in Counter(kind for kind, *_ in rows).items():
+        first = [f"{name} ({detail})" for found, name, detail in rows if found == kind][:2]
+        say(f"Suspicious: {n} {kind}, such as {', '.join(first)}")
+
+
 # ---------------------------------------------------------------- the command
 
 def parse_args():
@@ -286,12 +451,15 @@ def main():
     with utils.folder_lock(args.preproc, message):
         names = list_wanted(args, sounds)
         written, errors, n_removed, n_kept = update_folder(args, names, settings, deformations)
+        took = time.perf_counter() - began
+        if written or n_removed or not (args.preproc / SUSPICIOUS_FILE).exists():
+            copies = utils.find_copies(sounds, args.samples)
+            check_sounds(args, [name for name in sounds if name not in copies | errors])
     listed = f", all in {args.preproc}/{SKIPPED_FILE}"
     n_bad = utils.name_skipped(errors, listed)
     if not written and not n_kept:
         raise UserError(f"{args.samples}: none of its {n_bad} sound files can be read; "
                         "replace them")
-    took = time.perf_counter() - began
     print_summary(args, written, n_kept, n_removed, n_bad, len(others), took)
     return n_bad
 

@@ -1,0 +1,78 @@
+"""Plant 20 faults of each kind among sounds, and count how many preprocessing finds.
+
+Prints how many of the 20 suspicious.csv lists as what they are, and how many other sounds it lists
+as the same.
+
+    python benchmarks/check.py SAMPLES
+"""
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+N_PLANTED = 20
+SILENCE = 0.2  # seconds
+
+
+def pad(y, rate):
+    silence = np.zeros(int(SILENCE * rate))
+    return np.concatenate([silence, y, silence])
+
+
+def clip(y, rate):
+    return np.clip(4 * y, -np.abs(y).max(), np.abs(y).max())
+
+
+FAULTS = {  # the name of a fault: the kind it is listed as, the format, and the change of a sound
+    "copy": ("nearly identical", "WAV", lambda y, rate: y),
+    "copy at half the level": ("nearly identical", "WAV", lambda y, rate: y / 2),
+    "copy between silences": ("nearly identical", "WAV", pad),
+    "copy as OGG Vorbis": ("nearly identical", "OGG", lambda y, rate: y),
+    "silence": ("silent", "WAV", lambda y, rate: 0 * y),
+    "noise at -66 dB": ("silent", "WAV", lambda y, rate: np.random.default_rng(0).uniform(
+        -5e-4, 5e-4, len(y))),
+    "clipped at a quarter": ("clipped", "WAV", clip),
+    "sixteen times as long": ("odd length", "WAV", lambda y, rate: np.tile(y, 16)),
+    "a fortieth as long": ("odd length", "WAV", lambda y, rate: y[len(y) // 2:][:len(y) // 40]),
+}
+
+
+def plant(samples, target, fault):
+    """Link all sounds into a folder, and write 20 changed ones. Returns their names."""
+    paths = sorted(path for path in samples.glob("*/*") if path.suffix in (".wav", ".flac", ".ogg"))
+    for path in paths:
+        link = target / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    _, kind, change = FAULTS[fault]
+    planted = set()
+    for k in np.random.default_rng(0).choice(len(paths), N_PLANTED, replace=False):
+        y, rate = soundfile.read(paths[k])
+        name = f"{paths[k].parent.name}/zz-{paths[k].stem}.{kind.lower()}"
+        soundfile.write(target / name, change(y.reshape(len(y), -1).mean(axis=1), rate), rate,
+                        format=kind)
+        planted.add(name)
+    return planted
+
+
+def main():
+    samples = Path(sys.argv[1])
+    print(f"{'fault':24}{'found':>8}{'others listed':>16}")
+    for fault, (kind, *_) in FAULTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            planted = plant(samples, Path(folder, "Samples"), fault)
+            subprocess.run([sys.executable, ROOT / "preprocess_data.py"], cwd=folder, check=True,
+                           stdout=subprocess.DEVNULL)
+            with open(Path(folder, "Preproc/suspicious.csv"), newline="") as file:
+                listed = {row["file"] for row in csv.DictReader(file)
+                          if row["kind"].removeprefix("nearly ") == kind.removeprefix("nearly ")}
+        print(f"{fault:24}{len(listed & planted):8}{len(listed - planted):16}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

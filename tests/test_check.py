@@ -1,0 +1,95 @@
+"""Preprocessing finds sounds that may be wrong, and classes that the recordings give away."""
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import read_table, run
+
+import preprocess_data
+
+RATE = 8000  # Hz
+
+
+@pytest.fixture
+def preprocessed(tmp_path):
+    """Three classes of ten sounds, each of six random tones one after another, preprocessed."""
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        hertz = np.repeat(rng.uniform(100, 3900, size=6), rng.integers(300, 800, size=6))
+        path = tmp_path / "Samples" / ("low", "middle", "high")[k % 3] / f"{k // 3:02d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * np.cumsum(hertz) / RATE), RATE)
+    run("preprocess_data.py", cwd=tmp_path)
+    return tmp_path
+
+
+def read_suspicious(folder):
+    rows = read_table(folder / "Preproc/suspicious.csv")
+    return {(row["kind"], row["file"]): row["detail"] for row in rows}
+
+
+def test_sounds_without_faults_are_not_suspicious(preprocessed):
+    assert read_suspicious(preprocessed) == {}
+
+
+def test_faults_are_found_printed_and_listed(preprocessed):
+    folder = preprocessed / "Samples"
+    y, rate = soundfile.read(folder / "low/00.wav")
+    silence = np.zeros(1000)
+    shutil.copy(folder / "low/00.wav", folder / "low/copy.wav")
+    planted = {"high/padded.wav": np.concatenate([silence, y / 2, silence]),
+               "low/nothing.wav": 1e-4 * y, "low/loud.wav": np.clip(4 * y, -0.5, 0.5),
+               "low/long.wav": np.tile(soundfile.read(folder / "low/01.wav")[0], 20),
+               "low/short.wav": soundfile.read(folder / "low/02.wav")[0][:60]}
+    for name, samples in planted.items():
+        soundfile.write(folder / name, samples, rate)
+    said = run("preprocess_data.py", cwd=preprocessed).stdout
+    found = read_suspicious(preprocessed)
+    assert found.keys() == {
+        ("identical", "low/copy.wav"), ("nearly identical, in two classes", "low/00.wav"),
+        ("silent", "low/nothing.wav"), ("clipped", "low/loud.wav"),
+        ("odd length", "low/long.wav"), ("odd length", "low/short.wav")}
+    assert found["nearly identical, in two classes", "low/00.wav"].startswith("high/padded.wav, ")
+    assert found["clipped", "low/loud.wav"].endswith("of the samples are at 0.500")
+    assert "Suspicious: 2 odd length, such as low/long.wav (" in said
+    for name in planted:
+        (folder / name).unlink()
+    (folder / "low/copy.wav").unlink()
+    run("preprocess_data.py", cwd=preprocessed)
+    assert read_suspicious(preprocessed) == {}
+
+
+def test_copies_are_not_checked_and_unchanged_sounds_not_again(preprocessed):
+    run("augment_data.py", 1, "Samples", "--only", "polarity", cwd=preprocessed)
+    assert "Checking: 30 of 30" in run("preprocess_data.py", cwd=preprocessed).stdout
+    assert read_suspicious(preprocessed) == {}
+    assert "Checking" not in run("preprocess_data.py", cwd=preprocessed).stdout
+    (preprocessed / "Preproc/suspicious.csv").unlink()
+    assert "Checking" in run("preprocess_data.py", cwd=preprocessed).stdout
+
+
+@pytest.mark.parametrize("key, of_a, of_others, words", [
+    ("sample_rate", 8000, 16000, "sample_rate is lower"), ("channels", 2, 1, "channels is higher"),
+    ("seconds", 3.0, 1.0, "seconds is higher"), ("peak", 0.01, 0.5, "peak is lower")])
+def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words):
+    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
+    names = [f"{name}/{k}.wav" for name in "abc" for k in range(10)]
+    measures = {name: plain._replace(**{key: of_a if name[0] == "a" else of_others})
+                for name in names}
+    found = preprocess_data.find_clues(measures)
+    assert list(found) == ["a"] and found["a"] == f"{words} than elsewhere (AUC 1.000)"
+    measures["b/0.wav"] = measures["a/0.wav"]
+    measures["b/1.wav"] = measures["a/0.wav"]
+    assert preprocess_data.find_clues(measures) == {}
+
+
+def test_many_identical_sounds_are_each_listed_once(tmp_path):
+    measures = {}
+    for k in range(200):
+        measures[f"a/{k:03d}.wav"] = preprocess_data.Measures(
+            8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
+        (tmp_path / "a").mkdir(exist_ok=True)
+        np.save(tmp_path / f"a/{k:03d}.wav.npy", np.zeros((96, 5), np.float32))
+    twins = preprocess_data.find_twins(measures, tmp_path)
+    assert len(twins) > 150 and all(difference == 0 for _, difference in twins.values())
