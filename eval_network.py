@@ -625,7 +625,7 @@ def score_test_set(weights, args):
     and after it [shape=(n_sounds, n_classes)], the mistakes, the spectrograms of the first of them,
     by name, and how many sounds were skipped.
     """
-    import models  # loads Keras
+    import models
     network, info = models.load_network(weights)
     spectrograms, n_skipped = load_test_set(args, info)
     names = list(spectrograms)
@@ -663,8 +663,9 @@ def score_folds(tests):
 
 def evaluate(args):
     """Score the test sounds, and write the results. Returns how many sounds were skipped."""
-    import models
-    tests = [score_test_set(weights, args) for weights in list_weights(args)]
+    paths = list_weights(args)
+    import models  # loads Keras
+    tests = [score_test_set(path, args) for path in paths]
     test = pool_folds(tests) if args.folds else tests[0]
     report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
     report |= describe_run(args, test["info"], models.keras.backend.backend())

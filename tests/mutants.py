@@ -411,6 +411,29 @@ MUTATIONS = [
         "names.append(argument)",
         "augment patterns_in_quotes",
     ),
+    Mutation(
+        "folds that cut groups",
+        "train_network.py",
+        "splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)",
+        "from sklearn.model_selection import StratifiedKFold; "
+        "splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)",
+        "split folds",
+    ),
+    # the check of the sounds
+    Mutation(
+        "twins of other levels not found",
+        "preprocess_data.py",
+        "np.maximum(power / power.max(), 10 ** (-FLOOR / 10))",
+        "np.maximum(power, 10 ** (-FLOOR / 10))",
+        "check faults",
+    ),
+    Mutation(
+        "crests count as clipped",
+        "preprocess_data.py",
+        "(is_peak[1:] & is_peak[:-1]).sum()",
+        "is_peak.sum()",
+        "check without_faults",
+    ),
     # evaluation
     Mutation(
         "AUC of negated scores",
@@ -467,6 +490,34 @@ MUTATIONS = [
         'models.predict_sounds(network, sounds, info["temperature"])',
         "models.predict_sounds(network, sounds)",
         "evaluation alone_and_in_a_batch",
+    ),
+    Mutation(
+        "a threshold below which there is no validation sound",
+        "models.py",
+        "KEPT_SHARE = 0.95",
+        "KEPT_SHARE = 1.0",
+        "evaluation threshold_is_the_lowest",
+    ),
+    Mutation(
+        "thresholds from predictions that are not calibrated",
+        "train_network.py",
+        "calibrated = models.apply_temperature(probabilities, temperature)",
+        "calibrated = probabilities",
+        "training thresholds_are_those",
+    ),
+    Mutation(
+        "labels in a timeline below the threshold",
+        "examples/timeline.py",
+        "if predicted[start] >= 0:",
+        "if True:",
+        "timeline threshold",
+    ),
+    Mutation(
+        "folds pooled in another order than their names",
+        "eval_network.py",
+        '"names": [name for fold in folds for',
+        '"names": [name for fold in folds[::-1] for',
+        "evaluation folds",
     ),
     Mutation(
         "timeline clipped by the whole recording",

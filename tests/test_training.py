@@ -148,6 +148,18 @@ def test_weights_older_than_a_hyperparameter_get_its_default(train, sounds, monk
     assert (found["eq"], found["warp"]) == (default["eq"], default["warp"])
 
 
+def test_thresholds_are_those_of_calibrated_validation_sounds(train, sounds):
+    train("--epochs", 2, small=())
+    network, info = models.load_network(sounds / "weights.keras")
+    spectrograms = {name: np.load(sounds / f"Preproc/{name}.npy") for name in info["validation"]}
+    predictions = models.predict_sounds(network, spectrograms.items(), info["temperature"])
+    probabilities = np.stack([row for _, row in predictions])
+    labels = models.one_hot(info["validation"], info["classes"])
+    for key, accuracy in (("threshold_95", 0.95), ("threshold_99", 0.99)):
+        expected = models.choose_threshold(labels, probabilities, accuracy)
+        assert info["history"][-1][key] == pytest.approx(expected, abs=1e-5)
+
+
 def test_class_weights_reach_the_loss(train, monkeypatch):
     monkeypatch.setattr(
         models, "balance_classes", lambda targets, kind: np.full(3, 1e-9, np.float32)
