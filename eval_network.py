@@ -459,25 +459,24 @@ def plot_reliability(path, y, probabilities, raw, report):
 
 
 def plot_coverage(path, y, probabilities, report):
-    """Draw the accuracy of the most confident predictions, over their share of all."""
+    """Draw how many sounds reach each threshold, and the accuracy on them."""
     thresholds, coverage, accuracy = measure_coverage(y, probabilities)
-    with utils.new_figure(path, 6, 5) as figure:
+    ticks = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
+    with utils.new_figure(path, 7, 5) as figure:
         panel = figure.subplots()
-        panel.plot(coverage, accuracy, color=COLORS[0], lw=1.4)
-        for value in (0.5, 0.7, 0.9, 0.95, 0.99):
-            k = np.searchsorted(-thresholds, -value, side="right") - 1  # the last that reaches it
-            if k >= 0:
-                panel.annotate(f"{value:g}", (coverage[k], accuracy[k]), (0, 8), fontsize=8,
-                               textcoords="offset points", arrowprops={"arrowstyle": "-"})
-        for (key, scores), color in zip(report["thresholds"].items(), (COLORS[1], COLORS[3])):
-            panel.plot(scores["coverage"], scores["accuracy"], "o", color=color, fillstyle="none",
-                       label=f"{scores['threshold']:.4f}: {key[-2:]} % right in validation")
-        panel.set(xlabel="Share of the sounds at or above the threshold",
-                  ylabel="Accuracy on these sounds", xlim=(-0.02, 1.02),
-                  title=f"Coverage and accuracy at thresholds, {len(y)} test sounds")
+        panel.step(thresholds, coverage, color=COLORS[1], where="pre", label="coverage: share of "
+                   "the sounds at or above the threshold")
+        panel.step(thresholds, accuracy, color=COLORS[0], where="pre", label="accuracy on these")
+        for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
+            panel.axvline(scores["threshold"], color="0.4", ls=dashes,
+                          label=f"{scores['threshold']:.4f}: {key[-2:]} % right in validation")
+        panel.set_xscale("logit")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_xticks([], minor=True)
+        panel.set(xlabel="Threshold: the least confidence", xlim=(ticks[0], ticks[-1]),
+                  ylim=(-0.02, 1.02), title=f"Coverage and accuracy, {len(y)} test sounds")
         panel.grid(color="0.92")
-        if report["thresholds"]:
-            panel.legend(title="Threshold", fontsize=8)
+        panel.legend(fontsize=8)
 
 
 def plot_mistakes(path, mistakes, spectrograms, report):

@@ -190,12 +190,12 @@ def test_coverage_is_drawn_with_the_thresholds_marked(tmp_path, figures):
     report["thresholds"] = {"threshold_95": {"threshold": 0.5, "coverage": 0.4, "accuracy": 0.9}}
     eval_network.plot_coverage(tmp_path / "coverage.png", y, p, report)
     panel = figures["coverage"].axes[0]
-    curve, mark = panel.lines
-    _, coverage, accuracy = eval_network.measure_coverage(y, p)
-    np.testing.assert_array_equal(curve.get_xydata(), np.stack([coverage, accuracy], axis=1))
-    assert mark.get_xydata().tolist() == [[0.4, 0.9]]
-    k = (p.max(axis=1) >= 0.5).mean()
-    assert {text.get_text(): text.xy[0] for text in panel.texts}["0.5"] == pytest.approx(k)
+    shares, right, mark = panel.lines
+    thresholds, coverage, accuracy = eval_network.measure_coverage(y, p)
+    np.testing.assert_array_equal(shares.get_xydata(), np.stack([thresholds, coverage], axis=1))
+    np.testing.assert_array_equal(right.get_xydata(), np.stack([thresholds, accuracy], axis=1))
+    assert list(mark.get_xdata()) == [0.5, 0.5]
+    assert [label.get_text() for label in panel.get_xticklabels()][:3] == ["0.1", "0.5", "0.9"]
     eval_network.plot_coverage(tmp_path / "none.png", y, p, report | {"thresholds": {}})
 
 
