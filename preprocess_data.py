@@ -342,10 +342,13 @@ def check_sounds(args, names):
     measures, _ = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
                                   folder=args.samples)
     rows = find_suspicious(measures, args.preproc)
-    utils.save_csv(args.preproc / SUSPICIOUS_FILE, [("kind", "file", "detail"), *rows])
+    path = args.preproc / SUSPICIOUS_FILE
+    utils.save_csv(path, [("kind", "file", "detail"), *rows])
     for kind, n in Counter(kind for kind, *_ in rows).items():
-        first = [f"{name} ({detail})" for found, name, detail in rows if found == kind][:2]
-        say(f"Suspicious: {n} {kind}, such as {', '.join(first)}")
+        name, detail = next(row[1:] for row in rows if row[0] == kind)
+        say(f"Suspicious, {kind}: {n}, such as {name} ({detail})")
+    if rows:
+        say(f"{path}: lists all suspicious sounds")
 
 
 # ---------------------------------------------------------------- the command

@@ -52,7 +52,7 @@ def test_faults_are_found_printed_and_listed(preprocessed):
         ("odd length", "low/long.wav"), ("odd length", "low/short.wav")}
     assert found["nearly identical, in two classes", "low/00.wav"].startswith("high/padded.wav, ")
     assert found["clipped", "low/loud.wav"].endswith("of the samples are at 0.500")
-    assert "Suspicious: 2 odd length, such as low/long.wav (" in said
+    assert "Suspicious, odd length: 2, such as low/long.wav (" in said
     for name in planted:
         (folder / name).unlink()
     (folder / "low/copy.wav").unlink()
