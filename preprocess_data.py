@@ -33,6 +33,7 @@ MAX_SHIFT = 4  # frames by which equal sounds may lie apart
 BLUR = 5  # frames
 FLOOR = 40  # dB below the loudest value: what is less loud is trimmed, and does not count
 N_NEAREST = 9  # sounds that each is compared with, and itself
+MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
 SILENT = 1e-3  # of full scale
 CLIPPED_SHARE = 5e-3  # of the samples have the largest value, as the one before has
 TELLING_AUC = 0.99  # of a property that gives a class away
@@ -254,6 +255,22 @@ def take_fingerprint(spectrogram):
     return 10 * np.log10(np.maximum(parts / parts.max(), 1e-4))
 
 
+def list_alike(names, measures):
+    """List the pairs of sounds with the most similar fingerprints, at most MAX_PAIRS."""
+    fingerprints = np.round([measures[name].fingerprint for name in names], 2)
+    # A tree is slow if many points are equal, so it holds each fingerprint once.
+    points, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
+    pairs = {(i, j): 0.0 for i, j in zip(first[inverse], range(len(names))) if i != j}
+    distances, nearest = scipy.spatial.cKDTree(points).query(
+        points, k=N_NEAREST, p=np.inf, distance_upper_bound=1)
+    for i, k in np.argwhere(np.isfinite(distances)):
+        j = nearest[i, k]
+        if i != j:
+            pairs[tuple(sorted((first[i], first[j])))] = distances[i, k]
+    alike = sorted(pairs, key=lambda pair: (pairs[pair], pair))[:MAX_PAIRS]
+    return [(names[i], names[j]) for i, j in alike]
+
+
 def find_twins(measures, preproc):
     """Find sounds whose spectrograms differ by less than a dB, apart from their level.
 
@@ -261,23 +278,21 @@ def find_twins(measures, preproc):
     dB, smallest first.
     """
     names = [name for name, found in measures.items() if found.peak > SILENT]
-    if len(names) < 2:
-        return {}
-    tree = scipy.spatial.cKDTree([measures[name].fingerprint for name in names])
-    _, nearest = tree.query(tree.data, k=N_NEAREST, p=np.inf, distance_upper_bound=1)
-    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest) for j in row
-             if j not in (i, len(names))}  # the latter where there are fewer neighbours
     twins = {}
-    for first, second in ((names[i], names[j]) for i, j in sorted(pairs)):
-        difference = compare_spectrograms(first, second, preproc)
-        if difference < twins.get(second, (None, 1))[1]:
-            twins[second] = first, difference
+    pairs = list_alike(names, measures) if names else []
+    for earlier, later in pairs:
+        difference = compare_spectrograms(earlier, later, preproc)
+        if difference < twins.get(later, (None, 1))[1]:
+            twins[later] = earlier, difference
     return dict(sorted(twins.items(), key=lambda item: item[1][1]))
 
 
 def compare_spectrograms(first, second, preproc):
     """The mean difference of two trimmed spectrograms in dB; infinite if their lengths differ."""
-    a, b = (trim_spectrogram(np.load(f"{preproc}/{name}.npy")) for name in (first, second))
+    whole = [np.load(f"{preproc}/{name}.npy") for name in (first, second)]
+    if np.array_equal(*whole):
+        return 0.0
+    a, b = map(trim_spectrogram, whole)
     if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
         return math.inf
     padding = [(0, 0), (MAX_SHIFT, MAX_SHIFT)]
@@ -320,6 +335,8 @@ def find_clues(measures):
 def find_suspicious(measures, preproc):
     """Find what may be wrong with the sounds. Returns rows (kind, name, detail)."""
     rows = []
+    if not measures:
+        return rows
     for name, (first, difference) in find_twins(measures, preproc).items():
         kind = "identical" if difference == 0 else "nearly identical"
         if utils.class_of(name) != utils.class_of(first):
