@@ -355,11 +355,12 @@ def find_suspicious(measures, preproc):
 
 def check_sounds(args, names):
     """Print what may be wrong with the sounds, a line for each kind, and list it in a table."""
+    path = args.preproc / SUSPICIOUS_FILE
+    path.unlink(missing_ok=True)  # if the check is stopped, the next run makes it
     measure = partial(measure_sound, samples=args.samples, preproc=args.preproc)
     measures, _ = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
                                   folder=args.samples)
     rows = find_suspicious(measures, args.preproc)
-    path = args.preproc / SUSPICIOUS_FILE
     utils.save_csv(path, [("kind", "file", "detail"), *rows])
     for kind, n in Counter(kind for kind, *_ in rows).items():
         name, detail = next(row[1:] for row in rows if row[0] == kind)
