@@ -29,6 +29,7 @@ from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, UserError, say
 NPY_HEADER = 128  # bytes of a .npy file before its values
 SUSPICIOUS_FILE = "suspicious.csv"
 N_PARTS = 16  # ranges of bands in a fingerprint
+MAX_COMPARED = 5000  # frames, a minute at 44.1 kHz, so that an hour takes little memory
 MAX_SHIFT = 4  # frames by which equal sounds may lie apart
 BLUR = 5  # frames
 FLOOR = 40  # dB below the loudest value: what is less loud is trimmed, and does not count
@@ -223,7 +224,7 @@ def measure_sound(name, samples, preproc):
         is_peak = sizes == peak
         n_clipped += int((is_peak[1:] & is_peak[:-1]).sum())  # a crest has one such sample or two
         n_samples += len(block)
-    spectrogram = np.load(f"{preproc}/{name}.npy")
+    spectrogram = np.load(f"{preproc}/{name}.npy", mmap_mode="r")
     channels = block.shape[1]
     return Measures(sample_rate, channels, n_samples / sample_rate, peak,
                     n_clipped / (n_samples * channels), take_fingerprint(spectrogram))
@@ -249,10 +250,12 @@ def trim_spectrogram(spectrogram):
 
 
 def take_fingerprint(spectrogram):
-    """The power of ranges of bands over the loud part of a sound, in dB. [shape=(N_PARTS,)]"""
-    power = to_power(trim_spectrogram(spectrogram))
-    parts = np.array([part.sum() for part in np.array_split(power, N_PARTS)])
-    return 10 * np.log10(np.maximum(parts / parts.max(), 1e-4))
+    """The power of ranges of bands, in dB below that of the strongest. [shape=(N_PARTS,)]"""
+    loudest = spectrogram.max()
+    n_mels = spectrogram.shape[-2]
+    powers = [to_power(spectrogram[..., k, :] - loudest).sum() for k in range(n_mels)]
+    parts = np.array([part.sum() for part in np.array_split(powers, N_PARTS)])
+    return 10 * np.log10(np.maximum(parts / parts.max(), 10 ** (-FLOOR / 10)))
 
 
 def list_alike(names, measures):
@@ -288,11 +291,14 @@ def find_twins(measures, preproc):
 
 
 def compare_spectrograms(first, second, preproc):
-    """The mean difference of two trimmed spectrograms in dB; infinite if their lengths differ."""
-    whole = [np.load(f"{preproc}/{name}.npy") for name in (first, second)]
+    """The mean difference of two trimmed spectrograms in dB; infinite if their lengths differ.
+
+    Of sounds longer than MAX_COMPARED frames, only the beginnings are compared.
+    """
+    whole = [np.load(f"{preproc}/{name}.npy", mmap_mode="r") for name in (first, second)]
     if np.array_equal(*whole):
         return 0.0
-    a, b = map(trim_spectrogram, whole)
+    a, b = (trim_spectrogram(x[..., :MAX_COMPARED]) for x in whole)
     if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
         return math.inf
     padding = [(0, 0), (MAX_SHIFT, MAX_SHIFT)]
@@ -317,15 +323,16 @@ def find_odd_lengths(measures):
 
 def find_clues(measures):
     """Find classes that one property of the recording gives away. Returns a dict to its AUC."""
-    from sklearn.metrics import roc_auc_score
     classes = np.array([utils.class_of(name) for name in measures])
     clues = {}
     for key in ("sample_rate", "channels", "seconds", "peak"):
         values = np.array([getattr(found, key) for found in measures.values()])
         for name, n in Counter(classes.tolist()).items():
-            if min(n, len(classes) - n) < MIN_TOLD:
+            n_others = len(classes) - n
+            if min(n, n_others) < MIN_TOLD:
                 continue
-            auc = roc_auc_score(classes == name, values)
+            test = scipy.stats.mannwhitneyu(values[classes == name], values[classes != name])
+            auc = test.statistic / (n * n_others)
             if max(auc, 1 - auc) >= TELLING_AUC:
                 comparison = "higher" if auc > 0.5 else "lower"
                 clues[name] = f"{key} is {comparison} than elsewhere (AUC {max(auc, 1 - auc):.3f})"

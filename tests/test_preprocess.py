@@ -364,7 +364,7 @@ def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
     said = run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path).stdout
     assert "Samples: 6 sounds in 3 classes, 2 each; no sounds in empty\n" in said
     left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
-    assert left == ["high", "low", "middle", "settings.json"]
+    assert left == ["high", "low", "middle", "settings.json", "suspicious.csv"]
     assert (tmp_path / "out/.0123456789ab.json").exists()
 
 
