@@ -33,6 +33,7 @@ MAX_COMPARED = 5000  # frames, a minute at 44.1 kHz, so that an hour takes littl
 MAX_SHIFT = 4  # frames by which equal sounds may lie apart
 BLUR = 5  # frames
 FLOOR = 40  # dB below the loudest value: what is less loud is trimmed, and does not count
+MAX_DISTANCE = 1  # dB between the fingerprints of equal sounds
 N_NEAREST = 9  # sounds that each is compared with, and itself
 MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
 SILENT = 1e-3  # of full scale
@@ -224,7 +225,7 @@ def measure_sound(name, samples, preproc):
         is_peak = sizes == peak
         n_clipped += int((is_peak[1:] & is_peak[:-1]).sum())  # a crest has one such sample or two
         n_samples += len(block)
-    spectrogram = np.load(f"{preproc}/{name}.npy", mmap_mode="r")
+    spectrogram = np.load(f"{preproc}/{name}.npy")
     channels = block.shape[1]
     return Measures(sample_rate, channels, n_samples / sample_rate, peak,
                     n_clipped / (n_samples * channels), take_fingerprint(spectrogram))
@@ -252,9 +253,8 @@ def trim_spectrogram(spectrogram):
 def take_fingerprint(spectrogram):
     """The power of ranges of bands, in dB below that of the strongest. [shape=(N_PARTS,)]"""
     loudest = spectrogram.max()
-    n_mels = spectrogram.shape[-2]
-    powers = [to_power(spectrogram[..., k, :] - loudest).sum() for k in range(n_mels)]
-    parts = np.array([part.sum() for part in np.array_split(powers, N_PARTS)])
+    ranges = np.array_split(spectrogram, N_PARTS, axis=-2)  # one at a time: an hour is large
+    parts = np.array([to_power(part - loudest).sum() for part in ranges])
     return 10 * np.log10(np.maximum(parts / parts.max(), 10 ** (-FLOOR / 10)))
 
 
@@ -265,7 +265,7 @@ def list_alike(names, measures):
     points, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
     pairs = {(i, j): 0.0 for i, j in zip(first[inverse], range(len(names))) if i != j}
     distances, nearest = scipy.spatial.cKDTree(points).query(
-        points, k=N_NEAREST, p=np.inf, distance_upper_bound=1)
+        points, k=N_NEAREST, p=np.inf, distance_upper_bound=MAX_DISTANCE)
     for i, k in np.argwhere(np.isfinite(distances)):
         j = nearest[i, k]
         if i != j:
