@@ -421,11 +421,11 @@ MUTATIONS = [
     ),
     # the check of the sounds
     Mutation(
-        "twins of other levels not found",
+        "copies are checked as sounds",
         "preprocess_data.py",
-        "np.maximum(power / power.max(), 10 ** (-FLOOR / 10))",
-        "np.maximum(power, 10 ** (-FLOOR / 10))",
-        "check faults",
+        "name not in copies | errors",
+        "name not in errors",
+        "check copies",
     ),
     Mutation(
         "crests count as clipped",
@@ -537,8 +537,8 @@ MUTATIONS = [
     Mutation(
         "weights looked for after Keras is loaded",
         "eval_network.py",
-        "    utils.check_weights_path(args.weights)\n",
-        "",
+        "        utils.check_weights_path(args.weights)\n        return",
+        "        return",
         "errors before_keras",
     ),
     Mutation(
