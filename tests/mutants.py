@@ -242,10 +242,10 @@ MUTATIONS = [
         "training mapped",
     ),
     Mutation(
-        "windows hold whole arrays open",
+        "windows read whole files",
         "models.py",
-        "start + self.n_frames].copy()",
-        "start + self.n_frames]",
+        "return padded[..., frames][..., bands, :]",
+        "return np.array(padded)[..., frames][..., bands, :]",
         "training no_hold",
     ),
     Mutation(
@@ -315,14 +315,14 @@ MUTATIONS = [
     Mutation(
         "a copy by its name alone",
         "utils.py",
-        "if stem_of(source) in by_stem or (source, found[1]) in listed:",
+        "if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:",
         "if True:",
         "split august",
     ),
     Mutation(
         "augmentations.csv not read",
         "utils.py",
-        "if stem_of(source) in by_stem or (source, found[1]) in listed:",
+        "if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:",
         "if stem_of(source) in by_stem:",
         "split august",
     ),

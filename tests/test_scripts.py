@@ -18,6 +18,7 @@ from conftest import (
     run,
     write_sounds,
 )
+from mutants import MUTATIONS
 
 import models
 import utils
@@ -326,3 +327,8 @@ def test_no_function_is_longer_than_40_lines(module):
 def test_no_line_is_longer_than_100_columns(module):
     lines = (ROOT / module).read_text().splitlines()
     assert [(number, len(line)) for number, line in enumerate(lines, 1) if len(line) > 100] == []
+
+
+def test_every_mutation_fits_one_place_of_the_code():
+    counts = {each.name: (ROOT / each.file).read_text().count(each[2]) for each in MUTATIONS}
+    assert {name: n for name, n in counts.items() if n != 1} == {}
