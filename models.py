@@ -471,8 +471,8 @@ def find_threshold(threshold, info):
         return threshold
     found = info["history"][-1].get("threshold_95")
     if found is None:
-        raise UserError("--threshold auto: training had no validation sounds to choose it by; "
-                        "name a number, such as 0.9")
+        raise UserError("--threshold auto: the weights have no threshold, for there were no "
+                        "validation sounds, or they are older; name a number, such as 0.9")
     return found
 
 

@@ -390,7 +390,8 @@ def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
     copies = source.copies
     names = list(spectrograms)
     split = split_sounds(names, args.seed, args.test, args.groups, copies, held_out)
-    note_groups(names, args, copies)
+    if held_out is None:
+        note_groups(names, args, copies)
     n_unused = len(names) - sum(len(some) for some in split.values())
     if n_unused:
         say(f"{n_unused} copies of validation and test sounds stay unused")
@@ -790,7 +791,10 @@ def train_split(source, spectrograms, args, earlier, held_out=None, fold=None):
 
 def train_folds(source, spectrograms, args, earlier):
     """Train a network for each fold. Its files have the number of the fold in their names."""
-    folds = split_folds(list(spectrograms), args, source.copies)
+    names = list(spectrograms)
+    folds = split_folds(names, args, source.copies)
+    if not args.folds_by:
+        note_groups(names, args, source.copies)
     for k, held_out in enumerate(folds, 1):
         say("", f"Fold {k} of {len(folds)}")
         of_fold = argparse.Namespace(**vars(args))

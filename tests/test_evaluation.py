@@ -528,7 +528,7 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
 
 
 def test_weights_without_validation_have_no_threshold_of_their_own():
-    with pytest.raises(utils.UserError, match="auto: training had no validation sounds"):
+    with pytest.raises(utils.UserError, match="auto: the weights have no threshold"):
         models.find_threshold("auto", {"history": [{"loss": 1}]})
 
 
