@@ -555,15 +555,16 @@ def print_predictions(paths, predictions, classes, threshold=0, csv=None):
     import models
     path_width = max((len(str(path)) for path in paths), default=0)
     names = [*classes, models.UNKNOWN]  # of the indices of the classes, and of -1
-    class_width = max(map(len, names if threshold else classes))
+    class_width = max(map(len, classes))
     rows = [["file", "predicted", *classes]]
     try:
         for path, probabilities in predictions:
-            predicted = names[models.choose_classes(probabilities, threshold)]
+            predicted = models.choose_classes(probabilities, threshold)
             first, second = np.argsort(-probabilities)[:2]
-            say(f"{path!s:{path_width}}  {predicted:{class_width}} {probabilities[first]:.4f}"
-                f"  {classes[second]:{class_width}} {probabilities[second]:.4f}")
-            rows.append([path, predicted, *(f"{p:.6f}" for p in probabilities)])
+            note = f"  {models.UNKNOWN}" if predicted < 0 else ""
+            say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {probabilities[first]:.4f}"
+                f"  {classes[second]:{class_width}} {probabilities[second]:.4f}{note}")
+            rows.append([path, names[predicted], *(f"{p:.6f}" for p in probabilities)])
     finally:  # after Ctrl-C too
         if csv:
             utils.save_csv(csv, rows)

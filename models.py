@@ -473,6 +473,9 @@ def find_threshold(threshold, info):
     if found is None:
         raise UserError("--threshold auto: the weights have no threshold, for there were no "
                         "validation sounds, or they are older; name a number, such as 0.9")
+    if found == 1:
+        raise UserError("--threshold auto: at no confidence were 95 % of the validation sounds "
+                        "right; name a number, such as 0.9")
     return found
 
 

@@ -517,7 +517,7 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
     sounds = [f"Samples/{row['file']}" for row in read_scores(trained / "Results")]
     _, said = evaluate(trained, *sounds, "--threshold", 0.999999, "--csv", tmp_path / "all.csv")
     assert {row["predicted"] for row in read_table(tmp_path / "all.csv")} == {"unknown"}
-    assert all(line.split()[1] == "unknown" for line in said.out.splitlines())
+    assert all(line.endswith("  unknown") for line in said.out.splitlines())
     evaluate(trained, *sounds, "--csv", tmp_path / "plain.csv")
     evaluate(trained, *sounds, "--threshold", "auto", "--csv", tmp_path / "auto.csv")
     threshold = models.load_info(trained / "weights.keras")["history"][-1]["threshold_95"]
@@ -530,6 +530,9 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
 def test_weights_without_validation_have_no_threshold_of_their_own():
     with pytest.raises(utils.UserError, match="auto: the weights have no threshold"):
         models.find_threshold("auto", {"history": [{"loss": 1}]})
+    with pytest.raises(utils.UserError, match="at no confidence were 95 % .* name a number"):
+        models.find_threshold("auto", {"history": [{"threshold_95": 1.0}]})
+    assert models.find_threshold(0.5, {"history": [{"loss": 1}]}) == 0.5
 
 
 def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(
