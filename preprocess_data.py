@@ -29,17 +29,17 @@ from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, UserError, say
 NPY_HEADER = 128  # bytes of a .npy file before its values
 SUSPICIOUS_FILE = "suspicious.csv"
 N_PARTS = 16  # ranges of bands in a fingerprint
-MAX_COMPARED = 5000  # frames, a minute at 44.1 kHz, so that an hour takes little memory
-MAX_SHIFT = 4  # frames by which equal sounds may lie apart
+MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour takes little memory
+MAX_SHIFT = 4  # frames by which one of two equal sounds may be late
 BLUR = 5  # frames
-FLOOR = 40  # dB below the loudest value: what is less loud is trimmed, and does not count
+FLOOR = 40  # dB below the loudest value; quieter values count as equal, and ends of them are cut
 MAX_DISTANCE = 1  # dB between the fingerprints of equal sounds
-N_NEAREST = 9  # sounds that each is compared with, and itself
+N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
 MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
-SILENT = 1e-3  # of full scale
-CLIPPED_SHARE = 5e-3  # of the samples have the largest value, as the one before has
+SILENT = 1e-3  # the largest sample of a silent sound; full scale is 1
+CLIPPED_SHARE = 5e-3  # a clipped sound has a larger share of samples at its peak
 TELLING_AUC = 0.99  # of a property that gives a class away
-MIN_TOLD = 5  # sounds in a class of which that can be said
+MIN_CLASS_SIZE = 5  # sounds; in a smaller class, a property may give it away by chance
 
 
 # ---------------------------------------------------------------- one spectrogram
@@ -133,6 +133,8 @@ def remove_stale(args, names, saved, made_with):
             stale.append(name)
     if stale and saved:  # a run that is stopped from here on leaves only some of the spectrograms
         utils.save_json(args.preproc / SETTINGS_FILE, saved | {"finished": False})
+    if stale:
+        (args.preproc / SUSPICIOUS_FILE).unlink(missing_ok=True)
     for name in stale:
         Path(args.preproc, f"{name}.npy").unlink()
     remove_leftovers(args.preproc)
@@ -172,7 +174,8 @@ def update_folder(args, names, settings, deformations):
     note_changes(args, saved, made_with)
     n_removed = remove_stale(args, names, saved, made_with)
     to_do = [name for name in names if not os.path.isfile(f"{args.preproc}/{name}.npy")]
-    if to_do or saved != made_with | {"finished": True}:
+    was_finished = saved == made_with | {"finished": True}
+    if to_do or not was_finished:
         utils.save_json(args.preproc / SETTINGS_FILE, made_with | {"finished": False})
     write = partial(write_spectrogram, samples=args.samples, preproc=args.preproc,
                     settings=settings, seed=args.seed, deformations=deformations)
@@ -183,6 +186,8 @@ def update_folder(args, names, settings, deformations):
     # A sound and its copies count once.
     errors = {find_origin(name, args.samples)[0]: error for name, error in errors.items()}
     save_skipped(args, errors)
+    if written or not was_finished:
+        (args.preproc / SUSPICIOUS_FILE).unlink(missing_ok=True)
     if written or len(to_do) < len(names):
         utils.save_json(args.preproc / SETTINGS_FILE, made_with | {"finished": True})
     return written, errors, n_removed, len(names) - len(to_do)
@@ -202,30 +207,31 @@ def save_skipped(args, errors):
 # ---------------------------------------------------------------- check the sounds
 
 class Measures(NamedTuple):
-    """What the check of the sounds knows of one of them."""
+    """Properties of a sound that the check compares."""
 
     sample_rate: int  # Hz
     channels: int
     seconds: float
-    peak: float  # the largest sample, full scale 1
-    clipped: float  # the share of the samples that have the largest value, as the one before has
+    peak: float  # the largest sample; full scale is 1
+    clipped: float  # the share of the samples at the peak, after one that is at the peak too
     fingerprint: np.ndarray  # dB [shape=(N_PARTS,)]
 
 
-def measure_sound(name, samples, preproc):
+def measure_sound(name, samples, preproc, settings):
     """Measure a sound and its spectrogram. Returns Measures. Raises UserError."""
     peak = 0.0
     n_samples = 0
     n_clipped = 0
     for block, sample_rate in utils.read_blocks(Path(samples, name)):  # noqa: B007
         sizes = np.abs(block)
+        sizes[sizes == 1] = 1 - 2**-15  # full scale in 16 bits is 32767, and -32768
         if sizes.max() > peak:
             peak = float(sizes.max())
             n_clipped = 0
         is_peak = sizes == peak
         n_clipped += int((is_peak[1:] & is_peak[:-1]).sum())  # a crest has one such sample or two
         n_samples += len(block)
-    spectrogram = np.load(f"{preproc}/{name}.npy")
+    spectrogram = utils.load_spectrogram(name, preproc, settings, mmap_mode="r")
     channels = block.shape[1]
     return Measures(sample_rate, channels, n_samples / sample_rate, peak,
                     n_clipped / (n_samples * channels), take_fingerprint(spectrogram))
@@ -251,7 +257,10 @@ def trim_spectrogram(spectrogram):
 
 
 def take_fingerprint(spectrogram):
-    """The power of ranges of bands, in dB below that of the strongest. [shape=(N_PARTS,)]"""
+    """Sum the power in each of N_PARTS ranges of mel bands.
+
+    Returns dB below the strongest range [shape=(N_PARTS,), range=[-FLOOR, 0]].
+    """
     loudest = spectrogram.max()
     ranges = np.array_split(spectrogram, N_PARTS, axis=-2)  # one at a time: an hour is large
     parts = np.array([to_power(part - loudest).sum() for part in ranges])
@@ -259,7 +268,7 @@ def take_fingerprint(spectrogram):
 
 
 def list_alike(names, measures):
-    """List the pairs of sounds with the most similar fingerprints, at most MAX_PAIRS."""
+    """List the pairs of sounds with similar fingerprints, at most MAX_PAIRS, nearest first."""
     fingerprints = np.round([measures[name].fingerprint for name in names], 2)
     # A tree is slow if many points are equal, so it holds each fingerprint once.
     points, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
@@ -270,6 +279,8 @@ def list_alike(names, measures):
         j = nearest[i, k]
         if i != j:
             pairs[tuple(sorted((first[i], first[j])))] = distances[i, k]
+    if len(pairs) > MAX_PAIRS:
+        say(f"{len(pairs)} pairs of sounds are similar; the {MAX_PAIRS} most similar are compared")
     alike = sorted(pairs, key=lambda pair: (pairs[pair], pair))[:MAX_PAIRS]
     return [(names[i], names[j]) for i, j in alike]
 
@@ -291,9 +302,9 @@ def find_twins(measures, preproc):
 
 
 def compare_spectrograms(first, second, preproc):
-    """The mean difference of two trimmed spectrograms in dB; infinite if their lengths differ.
+    """Compute the mean difference of two trimmed spectrograms in dB.
 
-    Of sounds longer than MAX_COMPARED frames, only the beginnings are compared.
+    Returns infinity if their lengths differ. Only the first MAX_COMPARED frames are compared.
     """
     whole = [np.load(f"{preproc}/{name}.npy", mmap_mode="r") for name in (first, second)]
     if np.array_equal(*whole):
@@ -322,25 +333,33 @@ def find_odd_lengths(measures):
 
 
 def find_clues(measures):
-    """Find classes that one property of the recording gives away. Returns a dict to its AUC."""
+    """Find classes that one property of the recording gives away.
+
+    Returns pairs of a class and a text that names the property and its AUC.
+    """
     classes = np.array([utils.class_of(name) for name in measures])
-    clues = {}
+    clues = []
     for key in ("sample_rate", "channels", "seconds", "peak"):
         values = np.array([getattr(found, key) for found in measures.values()])
         for name, n in Counter(classes.tolist()).items():
             n_others = len(classes) - n
-            if min(n, n_others) < MIN_TOLD:
+            if min(n, n_others) < MIN_CLASS_SIZE:
                 continue
-            test = scipy.stats.mannwhitneyu(values[classes == name], values[classes != name])
+            test = scipy.stats.mannwhitneyu(values[classes == name], values[classes != name],
+                                            method="asymptotic")  # the exact p-value is slow
             auc = test.statistic / (n * n_others)
-            if max(auc, 1 - auc) >= TELLING_AUC:
-                comparison = "higher" if auc > 0.5 else "lower"
-                clues[name] = f"{key} is {comparison} than elsewhere (AUC {max(auc, 1 - auc):.3f})"
+            comparison = "higher" if auc > 0.5 else "lower"
+            auc = max(auc, 1 - auc)
+            if auc >= TELLING_AUC:
+                clues.append((name, f"{key} is {comparison} than elsewhere (AUC {auc:.3f})"))
     return clues
 
 
 def find_suspicious(measures, preproc):
-    """Find what may be wrong with the sounds. Returns rows (kind, name, detail)."""
+    """Find what may be wrong with the sounds.
+
+    Returns rows (kind, class, file, detail). The file is empty where a whole class is meant.
+    """
     rows = []
     if not measures:
         return rows
@@ -356,24 +375,27 @@ def find_suspicious(measures, preproc):
             share = f"{found.clipped:.1%} of the samples are at {found.peak:.3f}"
             rows.append(("clipped", name, share))
     rows += [("odd length", *pair) for pair in find_odd_lengths(measures).items()]
-    rows += [("class given away", *pair) for pair in find_clues(measures).items()]
-    return rows
+    rows = [(kind, utils.class_of(name), name, detail) for kind, name, detail in rows]
+    return rows + [("class given away", name, "", detail) for name, detail in find_clues(measures)]
 
 
-def check_sounds(args, names):
-    """Print what may be wrong with the sounds, a line for each kind, and list it in a table."""
-    path = args.preproc / SUSPICIOUS_FILE
-    path.unlink(missing_ok=True)  # if the check is stopped, the next run makes it
-    measure = partial(measure_sound, samples=args.samples, preproc=args.preproc)
-    measures, _ = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
-                                  folder=args.samples)
+def check_sounds(args, names, settings):
+    """Print what may be wrong with the sounds, a line for each kind, and list it in a table.
+
+    Returns a dict from each sound whose spectrogram is damaged to its UserError.
+    """
+    measure = partial(measure_sound, samples=args.samples, preproc=args.preproc, settings=settings)
+    measures, errors = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
+                                       folder=args.samples)
     rows = find_suspicious(measures, args.preproc)
-    utils.save_csv(path, [("kind", "file", "detail"), *rows])
+    path = args.preproc / SUSPICIOUS_FILE
+    utils.save_csv(path, [("kind", "class", "file", "detail"), *rows])
     for kind, n in Counter(kind for kind, *_ in rows).items():
-        name, detail = next(row[1:] for row in rows if row[0] == kind)
-        say(f"Suspicious, {kind}: {n}, such as {name} ({detail})")
+        class_name, file, detail = next(row[1:] for row in rows if row[0] == kind)
+        say(f"Suspicious, {kind}: {n}, such as {file or class_name} ({detail})")
     if rows:
         say(f"{path}: lists all suspicious sounds")
+    return errors
 
 
 # ---------------------------------------------------------------- the command
@@ -480,9 +502,10 @@ def main():
         names = list_wanted(args, sounds)
         written, errors, n_removed, n_kept = update_folder(args, names, settings, deformations)
         took = time.perf_counter() - began
-        if written or n_removed or not (args.preproc / SUSPICIOUS_FILE).exists():
+        if not (args.preproc / SUSPICIOUS_FILE).exists():  # removed with each change
             copies = utils.find_copies(sounds, args.samples)
-            check_sounds(args, [name for name in sounds if name not in copies | errors])
+            readable = [name for name in sounds if name not in copies and name not in errors]
+            errors |= check_sounds(args, readable, settings)
     listed = f", all in {args.preproc}/{SKIPPED_FILE}"
     n_bad = utils.name_skipped(errors, listed)
     if not written and not n_kept:

@@ -20,15 +20,17 @@ SILENCE = 0.2  # seconds
 
 
 def pad(y, rate):
+    """Put silence before and after a sound."""
     silence = np.zeros(int(SILENCE * rate))
     return np.concatenate([silence, y, silence])
 
 
 def clip(y, rate):
+    """Make a sound four times as loud, and cut it at its former peak."""
     return np.clip(4 * y, -np.abs(y).max(), np.abs(y).max())
 
 
-FAULTS = {  # the name of a fault: the kind it is listed as, the format, and the change of a sound
+FAULTS = {  # fault: the kind in suspicious.csv, the file format, and the change of a sound
     "copy": ("nearly identical", "WAV", lambda y, rate: y),
     "copy at half the level": ("nearly identical", "WAV", lambda y, rate: y / 2),
     "copy between silences": ("nearly identical", "WAV", pad),
@@ -37,6 +39,8 @@ FAULTS = {  # the name of a fault: the kind it is listed as, the format, and the
     "noise at -66 dB": ("silent", "WAV", lambda y, rate: np.random.default_rng(0).uniform(
         -5e-4, 5e-4, len(y))),
     "clipped at a quarter": ("clipped", "WAV", clip),
+    "clipped at full scale": ("clipped", "WAV", lambda y, rate: np.clip(
+        4 * y / np.abs(y).max(), -1, 1)),
     "sixteen times as long": ("odd length", "WAV", lambda y, rate: np.tile(y, 16)),
     "a fortieth as long": ("odd length", "WAV", lambda y, rate: y[len(y) // 2:][:len(y) // 40]),
 }
@@ -49,13 +53,13 @@ def plant(samples, target, fault):
         link = target / path.parent.name / path.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
-    _, kind, change = FAULTS[fault]
+    _, file_format, change = FAULTS[fault]
     planted = set()
     for k in np.random.default_rng(0).choice(len(paths), N_PLANTED, replace=False):
         y, rate = soundfile.read(paths[k])
-        name = f"{paths[k].parent.name}/zz-{paths[k].stem}.{kind.lower()}"
+        name = f"{paths[k].parent.name}/zz-{paths[k].stem}.{file_format.lower()}"
         soundfile.write(target / name, change(y.reshape(len(y), -1).mean(axis=1), rate), rate,
-                        format=kind)
+                        format=file_format)
         planted.add(name)
     return planted
 

@@ -423,8 +423,8 @@ MUTATIONS = [
     Mutation(
         "copies are checked as sounds",
         "preprocess_data.py",
-        "name not in copies | errors",
-        "name not in errors",
+        "if name not in copies and name not in errors]",
+        "if name not in errors]",
         "check copies",
     ),
     Mutation(
@@ -433,6 +433,20 @@ MUTATIONS = [
         "(is_peak[1:] & is_peak[:-1]).sum()",
         "is_peak.sum()",
         "check without_faults",
+    ),
+    Mutation(
+        "clipping is sought on one side only",
+        "preprocess_data.py",
+        "sizes[sizes == 1] = 1 - 2**-15",
+        "sizes[sizes == 1] = 1",
+        "check full_scale",
+    ),
+    Mutation(
+        "the table of suspicious sounds stays when a sound changes",
+        "preprocess_data.py",
+        "    if stale:\n        (args.preproc / SUSPICIOUS_FILE).unlink(missing_ok=True)",
+        "    if stale:\n        pass",
+        "check damaged_later",
     ),
     # evaluation
     Mutation(

@@ -1,4 +1,5 @@
 """Preprocessing finds sounds that may be wrong, and classes that the recordings give away."""
+import os
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import soundfile
 from conftest import read_table, run
 
 import preprocess_data
+import utils
 
 RATE = 8000  # Hz
 
@@ -38,7 +40,9 @@ def test_faults_are_found_printed_and_listed(preprocessed):
     y, rate = soundfile.read(folder / "low/00.wav")
     silence = np.zeros(1000)
     shutil.copy(folder / "low/00.wav", folder / "low/copy.wav")
-    planted = {"high/padded.wav": np.concatenate([silence, y / 2, silence]),
+    full_scale = np.clip(5 * y, -1, 1)  # in 16 bits, -32768 and 32767
+    planted = {"middle/full_scale.wav": full_scale[::-1],
+               "high/padded.wav": np.concatenate([silence, y / 2, silence]),
                "low/nothing.wav": 1e-4 * y, "low/loud.wav": np.clip(4 * y, -0.5, 0.5),
                "low/long.wav": np.tile(soundfile.read(folder / "low/01.wav")[0], 20),
                "low/short.wav": soundfile.read(folder / "low/02.wav")[0][:60]}
@@ -48,7 +52,8 @@ def test_faults_are_found_printed_and_listed(preprocessed):
     found = read_suspicious(preprocessed)
     assert found.keys() == {
         ("identical", "low/copy.wav"), ("nearly identical, in two classes", "low/00.wav"),
-        ("silent", "low/nothing.wav"), ("clipped", "low/loud.wav"),
+        ("silent", "low/nothing.wav"),
+        ("clipped", "low/loud.wav"), ("clipped", "middle/full_scale.wav"),
         ("odd length", "low/long.wav"), ("odd length", "low/short.wav")}
     assert found["nearly identical, in two classes", "low/00.wav"].startswith("high/padded.wav, ")
     assert found["clipped", "low/loud.wav"].endswith("of the samples are at 0.500")
@@ -69,6 +74,42 @@ def test_copies_are_not_checked_and_unchanged_sounds_not_again(preprocessed):
     assert "Checking" in run("preprocess_data.py", cwd=preprocessed).stdout
 
 
+def test_clipping_at_full_scale_of_16_bits_is_found_on_both_sides(tmp_path):
+    y = np.tile([20000, 32767, 32767, 100, -20000, -32768, -32768, -100], 100).astype(np.int16)
+    soundfile.write(tmp_path / "x.wav", y, RATE)
+    np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
+    settings = utils.default_settings(RATE)
+    found = preprocess_data.measure_sound("x.wav", tmp_path, tmp_path, settings)
+    assert found.clipped == pytest.approx(1 / 4)
+
+
+def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_named(preprocessed):
+    folder = preprocessed / "Samples"
+    shutil.copy(folder / "low/00.wav", folder / "low/copy.wav")
+    run("preprocess_data.py", cwd=preprocessed)
+    assert read_suspicious(preprocessed)
+    (folder / "low/copy.wav").write_bytes(b"no sound")
+    run("preprocess_data.py", cwd=preprocessed, status=1)
+    assert read_suspicious(preprocessed) == {}
+    array = preprocessed / "Preproc/low/01.wav.npy"
+    np.save(array, np.full((96, 20), np.nan, np.float32))
+    times = (folder / "low/01.wav").stat()
+    os.utime(array, ns=(times.st_mtime_ns, times.st_mtime_ns))
+    (folder / "low/copy.wav").unlink()
+    shutil.copy(folder / "low/02.wav", folder / "low/03.wav")
+    error = run("preprocess_data.py", cwd=preprocessed, status=1).stderr
+    assert "skipped Preproc/low/01.wav.npy: expected decibels, found NaN" in error
+    assert read_suspicious(preprocessed).keys() == {("identical", "low/03.wav")}
+
+
+def test_stereo_spectrograms_are_checked(preprocessed):
+    folder = preprocessed / "Samples"
+    y, rate = soundfile.read(folder / "low/00.wav")
+    soundfile.write(folder / "low/both.wav", np.stack([y, y], axis=1), rate)
+    run("preprocess_data.py", "--channels", 2, cwd=preprocessed)
+    assert read_suspicious(preprocessed).keys() == {("identical", "low/both.wav")}
+
+
 @pytest.mark.parametrize("key, of_a, of_others, words", [
     ("sample_rate", 8000, 16000, "sample_rate is lower"), ("channels", 2, 1, "channels is higher"),
     ("seconds", 3.0, 1.0, "seconds is higher"), ("peak", 0.01, 0.5, "peak is lower")])
@@ -78,10 +119,20 @@ def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words
     measures = {name: plain._replace(**{key: of_a if name[0] == "a" else of_others})
                 for name in names}
     found = preprocess_data.find_clues(measures)
-    assert list(found) == ["a"] and found["a"] == f"{words} than elsewhere (AUC 1.000)"
+    assert found == [("a", f"{words} than elsewhere (AUC 1.000)")]
     measures["b/0.wav"] = measures["a/0.wav"]
     measures["b/1.wav"] = measures["a/0.wav"]
-    assert preprocess_data.find_clues(measures) == {}
+    assert preprocess_data.find_clues(measures) == []
+
+
+def test_every_property_that_gives_a_class_away_is_a_row():
+    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
+    measures = {f"{name}/{k}.wav": plain for name in "bc" for k in range(10)}
+    odd = plain._replace(sample_rate=16000, channels=2)
+    measures |= {f"a/{k}.wav": odd for k in range(10)}
+    assert preprocess_data.find_clues(measures) == [
+        ("a", "sample_rate is higher than elsewhere (AUC 1.000)"),
+        ("a", "channels is higher than elsewhere (AUC 1.000)")]
 
 
 def test_many_identical_sounds_are_each_listed_once(tmp_path):
@@ -92,4 +143,4 @@ def test_many_identical_sounds_are_each_listed_once(tmp_path):
         (tmp_path / "a").mkdir(exist_ok=True)
         np.save(tmp_path / f"a/{k:03d}.wav.npy", np.zeros((96, 5), np.float32))
     twins = preprocess_data.find_twins(measures, tmp_path)
-    assert len(twins) > 150 and all(difference == 0 for _, difference in twins.values())
+    assert len(twins) == 199 and all(difference == 0 for _, difference in twins.values())
