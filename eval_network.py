@@ -9,10 +9,14 @@ curves, the confusion matrix, the calibration and the mistakes.
     python eval_network.py kick.wav folder/
     python eval_network.py kick.wav folder/ --threshold auto
 """
+import argparse
+import copy
 import math
 import os
 import platform
+import re
 import sys
+import warnings
 from collections import ChainMap
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,9 @@ from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
 MAX_PICTURED = 12  # mistakes whose spectrograms are drawn
+# Equal in the training runs of all folds of one cross-validation.
+FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
+             "--folds", "--folds-by")
 MAX_CURVES = 21  # classes that colours and dashes can tell apart
 MAX_CELLS = 72  # classes whose counts are legible in a confusion matrix
 # Okabe and Ito's colours, for the colour-blind. Their yellow is invisible on white.
@@ -34,14 +41,20 @@ COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 DASHES = "-", "--", "-."
 
 
-def threshold(text):
+def parse_threshold(text):
     """The argparse type of a threshold: a confidence, or "auto"."""
-    return text if text == "auto" else utils.number(float, 0, high=1)(text)
+    if text == "auto":
+        return text
+    try:
+        return utils.number(float, 0, high=1)(text)
+    except argparse.ArgumentTypeError as error:
+        text = str(error).replace("expected", "expected auto, or", 1)
+        raise argparse.ArgumentTypeError(text) from None
 
 
 def add_threshold(parser):
     """Add the flag --threshold to a parser."""
-    parser.add_argument("--threshold", type=threshold, default=0, metavar="P",
+    parser.add_argument("--threshold", type=parse_threshold, default=0, metavar="P",
                         help="a sound is unknown if its confidence is below P; auto: 95 %% of the "
                         "validation sounds at or above it are right (default: 0)")
 
@@ -97,7 +110,10 @@ def check_known_classes(source, args, info):
     unknown = sorted(set(map(utils.class_of, source.names)) - set(info["classes"]))
     if not unknown:
         return
-    flags = ["--fresh", "--save", args.weights]
+    save = args.weights
+    if info.get("fold"):
+        save = save.with_stem(re.sub(r"-fold\d+$", "", save.stem))
+    flags = ["--fresh", "--save", save]
     for flag in ("--groups", "--test", "--folds", "--folds-by"):
         if info.get(flag):
             flags += [flag, info[flag]]
@@ -211,20 +227,6 @@ def bin_predictions(y, probabilities, n_bins):
     return counts, np.bincount(bins, confidence) / counts, np.bincount(bins, is_right)
 
 
-def measure_coverage(y, probabilities):
-    """Measure the accuracy on the sounds whose confidence reaches a threshold, for all thresholds.
-
-    Returns thresholds, falling, the shares of sounds that reach them, and the accuracies on these,
-    each [shape=(n_different_confidences,)].
-    """
-    confidence = probabilities.max(axis=1)
-    order = np.argsort(-confidence)
-    n_right = np.cumsum((probabilities.argmax(axis=1) == y)[order])
-    is_last = np.diff(confidence[order], append=-1) < 0  # of the sounds of equal confidence
-    counts = np.flatnonzero(is_last) + 1
-    return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
-
-
 def score_thresholds(test):
     """Score the thresholds of the weights on the test sounds, for metrics.json."""
     is_right = test["probabilities"].argmax(axis=1) == test["y"]
@@ -297,13 +299,18 @@ def print_folds(report):
     if not report["folds"]:
         return
     keys = "accuracy", "balanced_accuracy", "macro_auc"
-    rows = np.array([[fold[key] for key in keys] for fold in report["folds"]])
+    rows = np.array([[fold[key] for key in keys] for fold in report["folds"]], float)
     say("", "Fold      sounds  accuracy  balanced  macro AUC")
     for k, (row, fold) in enumerate(zip(rows, report["folds"]), 1):
         say(f"{k:<8}  {fold['n_test']:6}" + "  {:>8}  {:>8}  {:>9}".format(
             *map(format_decimals, row)))
-    for name, row in (("mean", rows.mean(axis=0)), ("std", rows.std(axis=0, ddof=1))):
+    with warnings.catch_warnings(action="ignore"):  # of no fold at all
+        summary = {"mean": np.nanmean(rows, axis=0), "std": np.nanstd(rows, axis=0, ddof=1)}
+    for name, row in summary.items():
         say(f"{name:16}" + "  {:>8}  {:>8}  {:>9}".format(*map(format_decimals, row)))
+    if n_none := int(np.isnan(rows).any(axis=1).sum()):
+        say(f"Folds without a macro AUC, for they test one class only: {n_none}. The mean and std "
+            "of the AUC are those of the others")
 
 
 def score_rows(names, y, probabilities, classes):
@@ -460,13 +467,18 @@ def plot_reliability(path, y, probabilities, raw, report):
 
 def plot_coverage(path, y, probabilities, report):
     """Draw how many sounds reach each threshold, and the accuracy on them."""
-    thresholds, coverage, accuracy = measure_coverage(y, probabilities)
+    import models
+    thresholds, coverage, accuracy = models.measure_coverage(y, probabilities)
+    # No sound reaches a threshold of 1, and every sound reaches 0. The axis holds neither.
+    thresholds = np.clip([1, *thresholds, 0], 1e-12, 1 - 1e-12)
+    coverage = [0, *coverage, 1]
+    accuracy = [math.nan, *accuracy, accuracy[-1]]
     ticks = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
     with utils.new_figure(path, 7, 5) as figure:
         panel = figure.subplots()
-        panel.step(thresholds, coverage, color=COLORS[1], where="pre", label="coverage: share of "
+        panel.step(thresholds, coverage, color=COLORS[1], where="post", label="coverage: share of "
                    "the sounds at or above the threshold")
-        panel.step(thresholds, accuracy, color=COLORS[0], where="pre", label="accuracy on these")
+        panel.step(thresholds, accuracy, color=COLORS[0], where="post", label="accuracy on these")
         for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
             panel.axvline(scores["threshold"], color="0.4", ls=dashes,
                           label=f"{scores['threshold']:.4f}: {key[-2:]} % right in validation")
@@ -610,29 +622,45 @@ def list_weights(args):
     import models
     _, n_folds = models.load_info(first).get("fold") or (1, 1)
     paths = [utils.fold_path(args.weights, k) for k in range(1, n_folds + 1)]
-    infos = [models.load_info(path) for path in paths]
-    for k, (path, info) in enumerate(zip(paths, infos), 1):
-        if info.get("fold") != [k, n_folds] or info["classes"] != infos[0]["classes"]:
-            raise UserError(f"{path}: is not of the same cross-validation as {first}; train again "
-                            "with --folds and --fresh")
+    check_folds(paths, [models.load_info(path) for path in paths])
     return paths
+
+
+def check_folds(paths, infos):
+    """Raise UserError unless the weights are the folds of one cross-validation, in order."""
+    tested = set()
+    for k, (path, info) in enumerate(zip(paths, infos), 1):
+        is_same = all(info.get(key) == infos[0].get(key) for key in FOLD_KEYS)
+        has_same_sounds = list_known(info) == list_known(infos[0])
+        is_fold = info.get("fold") == [k, len(paths)] and tested.isdisjoint(info["test"])
+        if not (is_same and has_same_sounds and is_fold):
+            raise UserError(f"{path}: is not fold {k} of one cross-validation; train again with "
+                            "--folds and --fresh")
+        tested.update(info["test"])
+
+
+def list_known(info):
+    """The names of all sounds that a training run split."""
+    return {name for subset in (*utils.SUBSETS, "unused") for name in info[subset]}
 
 
 def score_test_set(weights, args):
     """Score the test sounds of a network.
 
-    Returns a dict: info, names, y [shape=(n_sounds,)], the probabilities before calibration, raw,
-    and after it [shape=(n_sounds, n_classes)], the mistakes, the spectrograms of the first of them,
-    by name, and how many sounds were skipped.
+    Returns a dict: info, names, y [shape=(n_sounds,)], the probabilities [shape=(n_sounds,
+    n_classes)], the same before calibration ("raw"), the mistakes, the spectrograms of the first of
+    them by name, and how many sounds were skipped.
     """
     import models
+    args = copy.copy(args)
+    args.weights = weights  # which messages name
     network, info = models.load_network(weights)
     spectrograms, n_skipped = load_test_set(args, info)
     names = list(spectrograms)
     y = models.class_indices(names, info["classes"])
     predictions = models.predict_sounds(network, spectrograms.items())
     predictions = utils.show_progress(predictions, len(names), "Scoring")
-    raw = np.stack([row for _, row in predictions])
+    raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
     probabilities = models.apply_temperature(raw, info["temperature"])
     mistakes = list_mistakes(names, y, probabilities, info["classes"])
     pictured = {name: spectrograms[name] for name, *_ in mistakes[:MAX_PICTURED]}
@@ -655,7 +683,8 @@ def pool_folds(folds):
 
 def score_folds(tests):
     """Measure the scores of each fold, for metrics.json."""
-    keys = "accuracy", "balanced_accuracy", "macro_auc", "n_test", "temperature"
+    keys = ("accuracy", "balanced_accuracy", "macro_auc", "n_test", "n_train", "n_validation",
+            "temperature")
     reports = [measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
                for test in tests]
     return [{key: report[key] for key in keys} for report in reports]
@@ -670,7 +699,10 @@ def evaluate(args):
     report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
     report |= describe_run(args, test["info"], models.keras.backend.backend())
     report["thresholds"] = {} if args.folds else score_thresholds(test)
-    report["folds"] = score_folds(tests) if args.folds else []
+    report["folds"] = []
+    if args.folds:
+        report["folds"] = score_folds(tests)
+        del report["n_train"], report["n_validation"]  # each fold has its own
     print_report(report, test["mistakes"])
     save_results(args, test, report)
     return test["n_skipped"]

@@ -73,7 +73,7 @@ SAFE_CLASSES = frozenset(
     "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
 UNKNOWN = "unknown"  # the prediction where the confidence is below the threshold
-KEPT_SHARE = 0.95  # at most this share of the validation sounds is at or above the threshold
+KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
@@ -445,42 +445,53 @@ def fit_temperature(labels, probabilities):
     return float(np.exp(best.x))
 
 
-def choose_threshold(labels, probabilities, accuracy):
-    """The lowest confidence from which on the share `accuracy` of the predictions is right.
+def measure_coverage(y, probabilities):
+    """Measure the accuracy on the sounds whose confidence reaches a threshold, for all thresholds.
 
-    Both [shape=(n_sounds, n_classes)], labels one-hot. At least one sound in twenty is below it:
-    the classes of new sounds may be none of these, even if all validation sounds are right.
-    Returns 1 if no confidence is high enough.
+    y: class indices [shape=(n_sounds,)]. probabilities: [shape=(n_sounds, n_classes)].
+    Returns the thresholds, highest first, the shares of the sounds that reach them, and the
+    accuracies on these, each [shape=(n_different_confidences,)].
     """
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence)
-    is_right = (probabilities.argmax(axis=1) == labels.argmax(axis=1))[order]
-    counts = np.arange(1, len(order) + 1)
-    is_enough = (np.cumsum(is_right) >= accuracy * counts) & (counts <= KEPT_SHARE * len(order))
-    if not is_enough.any():
-        return 1.0
-    return float(confidence[order][is_enough][-1])
+    n_right = np.cumsum((probabilities.argmax(axis=1) == y)[order])
+    is_last = np.diff(confidence[order], append=-1) < 0  # of the sounds of equal confidence
+    counts = np.flatnonzero(is_last) + 1
+    return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
+
+
+def choose_threshold(y, probabilities, accuracy):
+    """Choose the lowest threshold at which the share `accuracy` of the predictions is right.
+
+    The arguments are those of measure_coverage. At least one sound in twenty is below it: a new
+    sound may be of none of the classes, even if all validation sounds are right. Returns None if
+    no threshold is high enough, or if there are too few sounds.
+    """
+    thresholds, coverage, accuracies = measure_coverage(y, probabilities)
+    is_enough = (accuracies >= accuracy) & (coverage <= KEPT_SHARE)
+    return float(thresholds[is_enough][-1]) if is_enough.any() else None
 
 
 def find_threshold(threshold, info):
-    """The confidence below which a sound is unknown: a number, or "auto" for that of the weights.
+    """Find the confidence below which a sound is unknown.
 
-    Raises UserError if the weights have none.
+    threshold: a number, or "auto" for the threshold of the weights. Raises UserError if they have
+    none, or have a class named unknown.
     """
+    if threshold and UNKNOWN in info["classes"]:
+        raise UserError(f"--threshold {threshold}: the weights have a class named {UNKNOWN}; "
+                        "rename its folder and train again, or leave out --threshold")
     if threshold != "auto":
         return threshold
-    found = info["history"][-1].get("threshold_95")
-    if found is None:
-        raise UserError("--threshold auto: the weights have no threshold, for there were no "
-                        "validation sounds, or they are older; name a number, such as 0.9")
-    if found == 1:
-        raise UserError("--threshold auto: at no confidence were 95 % of the validation sounds "
-                        "right; name a number, such as 0.9")
-    return found
+    if "threshold_95" in info["history"][-1]:
+        return info["history"][-1]["threshold_95"]
+    raise UserError("--threshold auto: the weights have no threshold: there were too few "
+                    "validation sounds, too few were right, or the weights are older; name a "
+                    "number, such as 0.9")
 
 
 def choose_classes(probabilities, threshold):
-    """The index of the most probable class, or -1 if its probability is below the threshold.
+    """Choose the most probable class, or -1 if its probability is below the threshold.
 
     probabilities: [shape=(..., n_classes)]. Returns [shape=(...), int].
     """
@@ -504,13 +515,15 @@ def check_info(info):
     kinds = [type(info[key]) for key in ("seed", "n_frames", "hyperparameters")]
     history = info["history"]
     numbers = [value for row in history for value in row.values()]
+    columns = [{key for key in row if not key.startswith("threshold")} for row in history]
+    fold = info.get("fold") or [1, 1]
     if not (kinds == [int, int, dict] and info["network"] in BACKBONES
             and 1e-3 < info["temperature"] < 1e3
             and all(isinstance(names, list) for names in lists)
             and all(isinstance(name, str) for names in lists for name in names)
             and all(type(value) in (int, float) for value in numbers)
-            and all({"loss", "accuracy", "seconds"} <= row.keys() == history[0].keys()
-                    for row in history)
+            and all({"loss", "accuracy", "seconds"} <= keys == columns[0] for keys in columns)
+            and 1 <= fold[0] <= fold[1] and list(map(type, fold)) == [int, int]
             and len(set(info["classes"])) == len(info["classes"]) > 1):
         raise ValueError("invalid training metadata")
 
@@ -580,7 +593,6 @@ def load_network(path, compile=False):
 
 def use_seed(seed):
     """Seed Keras, and make TensorFlow deterministic: the same seed gives the same weights."""
-    keras.utils.clear_session()  # frees the networks of earlier folds
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow

@@ -7,7 +7,7 @@ for eval_network.py. If training is stopped, the same command resumes it.
     python train_network.py
     python train_network.py --folds 5
 """
-import argparse
+import copy
 import dataclasses
 import hashlib
 import os
@@ -26,6 +26,7 @@ from utils import SUBSETS, UserError, class_of, originals, say, stem_of
 
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+MAX_FOLDS = 1000
 MAX_LINES = 40  # of the table of classes
 LOG = "training_log.csv"
 CURVES = "training_curves.png"
@@ -116,9 +117,14 @@ def find_group(name, groups=None, copies=None):
     match = groups and groups.search(path)
     if not match:
         return stem_of(source)
-    part = 1 if groups.groups and match[1] is not None else 0
+    part = matched_part(match)
     is_at_end = match.end(part) == len(path)
     return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
+
+
+def matched_part(match):
+    """The number of the part of a match that counts: of the capture group, or 0 for all."""
+    return 1 if match.re.groups and match[1] is not None else 0
 
 
 def split_sounds(names, seed, test=None, groups=None, copies=None, held_out=None):
@@ -150,7 +156,7 @@ def split_folds(names, args, copies):
     Returns a list of sets of names. Copies are in the fold of their source. Raises UserError.
     """
     if args.folds_by:
-        folds = match_folds(names, args.folds_by, copies)
+        folds = match_folds(names, args.folds_by, args.groups, copies)
         flag = f"--folds-by {args.folds_by.pattern}"
     else:
         folds = draw_folds(names, args.folds, args.seed, args.groups, copies)
@@ -171,29 +177,39 @@ def draw_folds(names, n_folds, seed, groups, copies):
         check_groups(group, groups, copies)
     sounds = originals(names, copies)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    too_few = UserError(f"--folds {n_folds}: there are too few sounds, or groups of sounds; use a "
+                        "smaller number")
     try:
         with warnings.catch_warnings(action="ignore"):  # some folds may lack a small class
             folds = list(splitter.split(sounds, [class_of(name) for name in sounds],
                                         [group[name] for name in sounds]))
     except ValueError:
-        folds = [([], [])]
+        raise too_few from None
     if not all(len(test) for _, test in folds):
-        raise UserError(f"--folds {n_folds}: there are too few sounds, or groups of sounds; use a "
-                        "smaller number")
+        raise too_few
     keys = [{group[sounds[i]] for i in test} for _, test in folds]
     return [{name for name in names if group[name] in some} for some in keys]
 
 
-def match_folds(names, pattern, copies):
+def match_folds(names, pattern, groups, copies):
     """Sort sounds into folds by the text that `pattern` matches in their names."""
+    flag = f"--folds-by {pattern.pattern}"
     folds = {}
+    fold_of_group = {}
     for name in names:
         match = pattern.search(copies.get(name, name))
         if not match:
-            raise UserError(f"--folds-by {pattern.pattern}: does not match {name}; use a pattern "
-                            "that matches every class/name")
-        text = match[1] if pattern.groups else match[0]
+            raise UserError(f"{flag}: does not match {name}; use a pattern that matches every "
+                            "class/name")
+        text = match[matched_part(match)]
         folds.setdefault(text, set()).add(name)
+        group = find_group(name, groups, copies)
+        if fold_of_group.setdefault(group, text) != text:
+            raise UserError(f"{flag}: the group {group} is in the folds {fold_of_group[group]} "
+                            f"and {text}; use another pattern, or other --groups")
+    if len(folds) > MAX_FOLDS:
+        raise UserError(f"{flag}: found {len(folds)} folds, expected {MAX_FOLDS} at most; use "
+                        "another pattern")
     return [folds[text] for text in sorted(folds)]
 
 
@@ -466,6 +482,12 @@ def describe_changes(earlier, info):
     return f"differs from this training in {', '.join(texts)}" if texts else ""
 
 
+def list_folds(save):
+    """List the weights and checkpoints of all folds of an earlier cross-validation."""
+    pattern = re.compile(rf"{re.escape(save.stem)}-fold\d+(\.unfinished)?\.keras")
+    return [path for path in save.parent.glob("*.keras") if pattern.fullmatch(path.name)]
+
+
 # ---------------------------------------------------------------- build
 
 def prepare_network(spectrograms, info, args):
@@ -591,7 +613,7 @@ def fit_network(network, batches, spectrograms, info, args):
 def validate_network(network, spectrograms, info):
     """Score whole validation sounds, and calibrate by them.
 
-    Returns the loss, accuracy, temperature and thresholds, or {} if there are none.
+    Returns the loss, accuracy, temperature and thresholds, or {} if there are no such sounds.
     """
     import models
     if not info["validation"]:
@@ -603,10 +625,13 @@ def validate_network(network, spectrograms, info):
     is_right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
     temperature = models.fit_temperature(labels, probabilities)
     calibrated = models.apply_temperature(probabilities, temperature)
-    return {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
-            "temperature": temperature,
-            "threshold_95": models.choose_threshold(labels, calibrated, 0.95),
-            "threshold_99": models.choose_threshold(labels, calibrated, 0.99)}
+    scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
+              "temperature": temperature}
+    for percent in (95, 99):
+        threshold = models.choose_threshold(labels.argmax(axis=1), calibrated, percent / 100)
+        if threshold is not None:
+            scores[f"threshold_{percent}"] = threshold
+    return scores
 
 
 def add_epoch(network, batches, info, logs, seconds):
@@ -628,7 +653,9 @@ def save_checkpoint(network, info, args):
     history = info["history"]
     row = history[-1]
     models.save_network(network, info, checkpoint_path(args.save))
-    utils.save_csv(args.results / LOG, [list(row), *(r.values() for r in history)])
+    columns = list(dict.fromkeys(key for r in history for key in r))  # some have no threshold
+    utils.save_csv(args.results / LOG, [columns, *([r.get(key) for key in columns]
+                                                   for r in history)])
     left = (info["epochs"] - len(history)) * np.mean([r["seconds"] for r in history])
     say(f"epoch {row['epoch']:4}  {format_scores(row)}  {row['windows_per_second']:.0f} "
         f"windows/s  {utils.format_clock(left)} left")
@@ -682,10 +709,10 @@ def parse_args():
         help="start from these earlier weights; for other classes the last layer is new")
     add("--test", type=utils.regex, metavar="REGEX",
         help="the sounds whose class/name matches are the test sounds")
-    add("--folds", type=utils.number(int, 2, high=1000), metavar="K",
-        help="cross-validation: train K networks, each tested on another part of the sounds")
+    add("--folds", type=utils.number(int, 2, high=MAX_FOLDS + 1), metavar="K",
+        help="cross-validation: train K networks, each tested on another fold of the sounds")
     add("--folds-by", type=utils.regex, metavar="REGEX",
-        help="the same, with a part for each text that the pattern matches in class/name")
+        help="cross-validation with a fold for each text that matches in class/name")
     add("--groups", type=utils.regex, metavar="REGEX",
         help="sounds whose paths below the class share the matched part (a speaker, a note) stay "
         "in one subset")
@@ -741,12 +768,11 @@ def check_args(parser, args):
         parser.error("--test, --folds and --folds-by exclude each other; use one of them")
     if args.save.suffix != ".keras":
         parser.error(f"--save {args.save}: use a name that ends in .keras")
-    written = args.save.resolve(), checkpoint_path(args.save).resolve()
-    if args.weights and args.weights.resolve() in written:
+    written = [args.save, checkpoint_path(args.save)]
+    if args.folds or args.folds_by:
+        written = list_folds(args.save)
+    if args.weights and args.weights.resolve() in [path.resolve() for path in written]:
         parser.error(f"--weights {args.weights}: would be replaced; name another file with --save")
-    is_fold = args.weights and args.weights.stem.startswith(f"{args.save.stem}-fold")
-    if is_fold and (args.folds or args.folds_by):
-        parser.error(f"--weights {args.weights}: is named like a fold; name another --save")
     if args.weights and (args.network != "default" or args.layers or args.filters):
         parser.error("--weights: brings its own network; leave out --network, --layers, --filters")
     if args.tensorboard and not find_spec("tensorboard"):
@@ -773,12 +799,12 @@ def make_info(args, source, subsets, earlier=None, fold=None):
             "--folds-by": args.folds_by and args.folds_by.pattern, "fold": fold, **subsets}
 
 
-def train_split(source, spectrograms, args, earlier, held_out=None, fold=None):
-    """Split the sounds, and train and save a network, unless that is done.
+def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
+    """Train and save a network, unless that is done.
 
-    held_out, fold: the test sounds of a fold, and its number and the number of folds.
+    subsets: from choose_subsets. earlier: info of the training that this one starts from.
+    fold: in cross-validation, its number and the number of folds.
     """
-    subsets = choose_subsets(source, spectrograms, args, earlier, held_out)
     import models  # it loads Keras, which takes seconds: mistakes are found before
     info = make_info(args, source, subsets, earlier, fold)
     if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
@@ -791,17 +817,34 @@ def train_split(source, spectrograms, args, earlier, held_out=None, fold=None):
 
 def train_folds(source, spectrograms, args, earlier):
     """Train a network for each fold. Its files have the number of the fold in their names."""
-    names = list(spectrograms)
-    folds = split_folds(names, args, source.copies)
-    if not args.folds_by:
-        note_groups(names, args, source.copies)
-    for k, held_out in enumerate(folds, 1):
+    folds = choose_folds(source, spectrograms, args, earlier)
+    import models
+    if args.fresh:  # all at once: after a stop, the same command without --fresh continues
+        for path in list_folds(args.save):
+            path.unlink()
+    for k, subsets in enumerate(folds, 1):
         say("", f"Fold {k} of {len(folds)}")
-        of_fold = argparse.Namespace(**vars(args))
+        of_fold = copy.copy(args)
+        of_fold.fresh = False
         of_fold.save = utils.fold_path(args.save, k)
         of_fold.results = args.results / f"fold{k}"
         of_fold.tensorboard = args.tensorboard and args.tensorboard / f"fold{k}"
-        train_split(source, spectrograms, of_fold, earlier, held_out, [k, len(folds)])
+        train_split(source, spectrograms, subsets, of_fold, earlier, [k, len(folds)])
+        models.keras.utils.clear_session()  # frees the network
+
+
+def choose_folds(source, spectrograms, args, earlier):
+    """Choose the subsets of all folds. Raises UserError if one has no test sounds."""
+    names = list(spectrograms)
+    if not args.folds_by:
+        note_groups(names, args, source.copies)
+    folds = []
+    for k, held_out in enumerate(split_folds(names, args, source.copies), 1):
+        folds.append(choose_subsets(source, spectrograms, args, earlier, held_out))
+        if not folds[-1]["test"]:
+            raise UserError(f"fold {k}: has no test sounds, for --weights was trained on them; use "
+                            "other folds, or leave out --weights")
+    return folds
 
 
 def main():
@@ -814,11 +857,15 @@ def main():
     if args.weights:
         import models
         earlier = models.load_info(args.weights)
-    is_folded = args.folds or args.folds_by
-    train = train_folds if is_folded else train_split
-    train(source, spectrograms, args, earlier)
-    utils.say_next("eval_network.py", *["--folds"] * bool(is_folded), samples=args.samples,
-                   preproc=args.preproc, results=args.results, weights=args.save)
+    flags = []
+    if args.folds or args.folds_by:
+        train_folds(source, spectrograms, args, earlier)
+        flags = ["--folds"]
+    else:
+        subsets = choose_subsets(source, spectrograms, args, earlier)
+        train_split(source, spectrograms, subsets, args, earlier)
+    utils.say_next("eval_network.py", *flags, samples=args.samples, preproc=args.preproc,
+                   results=args.results, weights=args.save)
     return n_bad
 
 

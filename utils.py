@@ -160,7 +160,7 @@ def keep_freed_memory():
 
 
 def fold_path(weights, k):
-    """The path of the weights of fold k, beside the others (weights-fold1.keras)."""
+    """Make the path of the weights of fold k, such as weights-fold1.keras."""
     return weights.with_name(f"{weights.stem}-fold{k}{weights.suffix}")
 
 

@@ -98,14 +98,17 @@ def plot_timeline(path, times, probabilities, predicted, decibels, info):
         figure.colorbar(image, ax=below, label="dB")
 
 
-def write_timeline(path, args, threshold, network, info):
-    """Write table, labels and picture of one recording. Raises UserError."""
+def write_timeline(path, args, network, info):
+    """Write table, labels and picture of one recording. Raises UserError.
+
+    args.threshold: a number.
+    """
     import models
     table = args.results / f"{flatten_path(path)}.csv"
     if len(os.fsencode(table.name)) > 255:
         raise UserError(f"{path}: its path is too long for a file name; move the recording")
     times, probabilities, decibels = score_recording(path, args.step, network, info)
-    predicted = models.choose_classes(probabilities, threshold)
+    predicted = models.choose_classes(probabilities, args.threshold)
     names = [*info["classes"], models.UNKNOWN]  # of the indices of the classes, and of -1
     rows = [["start", "end", "class", "probability"]]
     for start, end, k, p in zip(times, times[1:], predicted, probabilities.max(axis=1)):
@@ -139,8 +142,8 @@ def main():
     utils.check_weights_path(args.weights)
     import models  # loads Keras
     network, info = models.load_network(args.weights)
-    threshold = models.find_threshold(args.threshold, info)
-    write = partial(write_timeline, args=args, threshold=threshold, network=network, info=info)
+    args.threshold = models.find_threshold(args.threshold, info)
+    write = partial(write_timeline, args=args, network=network, info=info)
     _, failed = utils.map_files(write, sounds, jobs=0)
     return utils.name_skipped(errors | failed)
 

@@ -308,8 +308,8 @@ MUTATIONS = [
     Mutation(
         "capture groups ignored",
         "train_network.py",
-        "part = 1 if groups.groups and match[1] is not None else 0",
-        "part = 0",
+        "return 1 if match.re.groups and match[1] is not None else 0",
+        "return 0",
         "split capture",
     ),
     Mutation(
@@ -418,6 +418,41 @@ MUTATIONS = [
         "from sklearn.model_selection import StratifiedKFold; "
         "splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)",
         "split folds",
+    ),
+    Mutation(
+        "old folds stay beside those trained afresh",
+        "train_network.py",
+        "        for path in list_folds(args.save):\n            path.unlink()",
+        "        pass",
+        "training folds_trained_afresh",
+    ),
+    Mutation(
+        "a group in several official folds",
+        "train_network.py",
+        "if fold_of_group.setdefault(group, text) != text:",
+        "if False:",
+        "split folds",
+    ),
+    Mutation(
+        "folds of different trainings pooled",
+        "eval_network.py",
+        "if not (is_same and has_same_sounds and is_fold):",
+        "if not is_fold:",
+        "evaluation folds_of_different",
+    ),
+    Mutation(
+        "coverage drawn for the threshold below",
+        "eval_network.py",
+        'panel.step(thresholds, coverage, color=COLORS[1], where="post"',
+        'panel.step(thresholds, coverage, color=COLORS[1], where="pre"',
+        "evaluation coverage_is_drawn",
+    ),
+    Mutation(
+        "sounds of equal confidence are parted by a threshold",
+        "models.py",
+        "is_last = np.diff(confidence[order], append=-1) < 0",
+        "is_last = np.diff(confidence[order], append=-1) <= 0",
+        "evaluation equal_confidence",
     ),
     # the check of the sounds
     Mutation(

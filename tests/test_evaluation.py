@@ -142,31 +142,39 @@ def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(train
 # ---------------------------------------------------------------- thresholds
 
 def threshold_case():
-    """One-hot labels of 40 sounds; the four least confident and the 20th are wrong."""
+    """Classes and predictions of 40 sounds; the four least confident and the 20th are wrong."""
     confidence = np.linspace(0.99, 0.6, 40)
     predictions = np.stack([confidence, 1 - confidence], axis=1)
     is_right = np.arange(40) < 36
     is_right[19] = False
-    return np.eye(2)[np.where(is_right, 0, 1)], predictions
+    return np.where(is_right, 0, 1), predictions
 
 
 @pytest.mark.parametrize("accuracy, n_kept", [(1, 19), (0.95, 36), (0.97, 36), (0.98, 19), (0, 38)])
 def test_threshold_is_the_lowest_with_the_accuracy_but_leaves_one_in_twenty_out(accuracy, n_kept):
-    labels, p = threshold_case()
-    threshold = models.choose_threshold(labels, p, accuracy)
+    y, p = threshold_case()
+    threshold = models.choose_threshold(y, p, accuracy)
     assert threshold == p[n_kept - 1].max()
     assert (models.choose_classes(p, threshold) == 0).sum() == n_kept
 
 
 def test_no_threshold_is_high_enough_if_the_most_confident_sound_is_wrong():
     p = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert models.choose_threshold(np.eye(2)[[1, 1]], p, 0.95) == 1
-    assert models.choose_threshold(np.eye(2)[:1], p[:1], 0.95) == 1  # too few sounds
+    assert models.choose_threshold(np.array([1, 1]), p, 0.95) is None
+    assert models.choose_threshold(np.array([0]), p[:1], 0.95) is None  # too few sounds
+
+
+def test_sounds_of_equal_confidence_are_kept_or_left_out_together():
+    confidence = np.array([1.0, 0.9, 0.9, 0.9, 0.5])
+    p = np.stack([confidence, 1 - confidence], axis=1)
+    for y in ([0, 0, 0, 1, 1], [0, 1, 0, 0, 1]):
+        assert models.choose_threshold(np.array(y), p, 0.95) == 1.0
+        assert models.choose_threshold(np.array(y), p, 0.75) == 0.9
 
 
 def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshold():
     y, p = hand_case()
-    thresholds, coverage, accuracy = eval_network.measure_coverage(y, p)
+    thresholds, coverage, accuracy = models.measure_coverage(y, p)
     np.testing.assert_allclose(thresholds, [0.9, 0.7, 0.6, 0.5])
     np.testing.assert_allclose(coverage, [1 / 6, 3 / 6, 5 / 6, 1])
     np.testing.assert_allclose(accuracy, [0, 2 / 3, 3 / 5, 4 / 6])
@@ -175,6 +183,7 @@ def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshol
 def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trained):
     history = models.load_info(trained / "weights.keras")["history"]
     found = load_json(trained / "Results/metrics.json")["thresholds"]
+    assert found.keys() == {"threshold_95", "threshold_99"}
     assert {key: history[-1][key] for key in found} == {
         key: scores["threshold"] for key, scores in found.items()}
     rows = read_scores(trained / "Results")
@@ -185,15 +194,26 @@ def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trai
         assert f"{scores['coverage']:8.4f}" in said and f"{key[-2:]} % right in validation" in said
 
 
+def read_steps(line, x):
+    """The height at x of a line that was drawn in steps, from right to left."""
+    assert line.get_drawstyle() == "steps-post"  # a height holds from its point to the next
+    points = line.get_xdata()
+    return line.get_ydata()[np.flatnonzero(points >= x)[-1]]
+
+
 def test_coverage_is_drawn_with_the_thresholds_marked(tmp_path, figures):
     y, p, report = random_case()
     report["thresholds"] = {"threshold_95": {"threshold": 0.5, "coverage": 0.4, "accuracy": 0.9}}
     eval_network.plot_coverage(tmp_path / "coverage.png", y, p, report)
     panel = figures["coverage"].axes[0]
     shares, right, mark = panel.lines
-    thresholds, coverage, accuracy = eval_network.measure_coverage(y, p)
-    np.testing.assert_array_equal(shares.get_xydata(), np.stack([thresholds, coverage], axis=1))
-    np.testing.assert_array_equal(right.get_xydata(), np.stack([thresholds, accuracy], axis=1))
+    confidence = p.max(axis=1)
+    is_right = p.argmax(axis=1) == y
+    for threshold in (0.2, 0.4, 0.6, np.sort(confidence)[10], confidence.max() + 1e-6):
+        reached = confidence >= threshold
+        assert read_steps(shares, threshold) == pytest.approx(reached.mean())
+        expected = is_right[reached].mean() if reached.any() else np.nan
+        assert read_steps(right, threshold) == pytest.approx(expected, nan_ok=True)
     assert list(mark.get_xdata()) == [0.5, 0.5]
     assert [label.get_text() for label in panel.get_xticklabels()][:3] == ["0.1", "0.5", "0.9"]
     eval_network.plot_coverage(tmp_path / "none.png", y, p, report | {"thresholds": {}})
@@ -463,8 +483,8 @@ def test_each_sound_is_tested_once_by_the_network_that_did_not_learn_from_it(fol
     assert len(rows) == 30 and list(rows) == infos[0]["test"] + infos[1]["test"]
     for info, k in zip(infos, (1, 2)):
         assert info["fold"] == [k, 2] and len(info["test"]) == 15
-        copies = utils.find_copies(info["train"])
-        assert not {copies.get(name, name) for name in info["train"]} & set(info["test"])
+        learned = {*info["train"], *info["validation"]}
+        assert len(learned) == 15 and not learned & set(info["test"])
 
 
 def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, evaluate, tmp_path):
@@ -488,11 +508,33 @@ def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, ev
 def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path):
     for k in (1, 2):
         shutil.copy(folded / "weights-fold1.keras", tmp_path / f"weights-fold{k}.keras")
-    with pytest.raises(utils.UserError, match="weights-fold2.keras: is not of the same cross-"):
+    with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one cross-"):
         evaluate(tmp_path, "--folds")
+    network, info = models.load_network(folded / "weights-fold2.keras")
+    for change in ({"seed": 1}, {"--groups": "x"}, {"unused": ["low/new.wav"]},
+                   {"fold": None}, {"hyperparameters": info["hyperparameters"] | {"eq": 0}}):
+        models.save_network(network, info | change, tmp_path / "weights-fold2.keras")
+        with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one"):
+            evaluate(tmp_path, "--folds")
     (tmp_path / "weights-fold2.keras").unlink()
     with pytest.raises(utils.UserError, match="weights-fold2.keras: expected the weights"):
         evaluate(tmp_path, "--folds")
+
+
+def test_a_fold_without_auc_does_not_hide_the_mean_of_the_others(capsys):
+    folds = [{"accuracy": x, "balanced_accuracy": x, "macro_auc": auc, "n_test": 5}
+             for x, auc in ((0.5, 0.75), (0.75, 0.25), (1.0, np.nan))]
+    eval_network.print_folds({"folds": folds})
+    said = capsys.readouterr().out
+    assert "mean                0.7500    0.7500     0.5000" in said
+    assert "Folds without a macro AUC, for they test one class only: 1." in said
+
+
+def test_new_classes_are_trained_with_all_folds_again(folded, evaluate, tmp_path):
+    shutil.copytree(folded / "Samples", tmp_path / "Samples")
+    shutil.copytree(tmp_path / "Samples/low", tmp_path / "Samples/new")
+    with pytest.raises(utils.UserError, match="--save .*/weights.keras --folds 2"):
+        evaluate(tmp_path, "--weights", folded / "weights-fold2.keras")
 
 
 # ---------------------------------------------------------------- new sounds
@@ -529,10 +571,13 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
 
 def test_weights_without_validation_have_no_threshold_of_their_own():
     with pytest.raises(utils.UserError, match="auto: the weights have no threshold"):
-        models.find_threshold("auto", {"history": [{"loss": 1}]})
-    with pytest.raises(utils.UserError, match="at no confidence were 95 % .* name a number"):
-        models.find_threshold("auto", {"history": [{"threshold_95": 1.0}]})
-    assert models.find_threshold(0.5, {"history": [{"loss": 1}]}) == 0.5
+        models.find_threshold("auto", {"classes": ["a"], "history": [{"loss": 1}]})
+    assert models.find_threshold(0.5, {"classes": ["a"], "history": [{"loss": 1}]}) == 0.5
+    named = {"classes": ["unknown"], "history": [{"threshold_95": 1.0}]}
+    for threshold in (0.5, "auto"):
+        with pytest.raises(utils.UserError, match="the weights have a class named unknown"):
+            models.find_threshold(threshold, named)
+    assert models.find_threshold(0, named) == 0
 
 
 def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(
@@ -565,7 +610,7 @@ def test_an_empty_folder_is_named(trained, evaluate, tmp_path):
     (["--threshold", "0.9"], "--threshold: no new sounds given"),
     (["--folds", "a.wav"], "--folds: scores only the test sounds of the folds"),
     (["--folds", "--data", "b"], "leave out --data"),
-    (["a.wav", "--threshold", "high"], "expected a number, at least 0 and below 1, found 'high'"),
+    (["a.wav", "--threshold", "high"], "expected auto, or a number, at least 0 and below 1, found"),
     (["a.wav", "--data", "b"], "new sounds and --data exclude each other")])
 def test_flags_that_do_not_go_together_are_one_line(tmp_path, flags, message):
     assert message in one_line("eval_network.py", *flags, cwd=tmp_path, status=2)

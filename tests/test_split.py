@@ -352,6 +352,9 @@ def test_official_folds_are_those_of_the_names():
     assert [{name.split("/")[1].split("-")[0] for name in fold} for fold in found] == [
         {"1"}, {"10"}, {"2"}]
     assert copy in found[0]
+    parts = folds(names, by=r"/(1)0-|/[12]-")  # without the capture group, the whole match counts
+    assert [{name.split("/")[1].split("-")[0] for name in fold} for fold in parts] == [
+        {"1"}, {"2"}, {"10"}]
     assert folds(names, by=r"/\d+-") == folds(names, by=r"/(\d+)-")
 
 
@@ -367,6 +370,7 @@ def test_test_sounds_of_a_fold_are_the_held_out_originals():
     ({"by": "^a"}, "--folds-by \\^a: does not match b/000.wav"),
     ({"by": "^."}, "--folds-by \\^.: all sounds of a are in one fold"),
     ({"by": "wav"}, "all sounds of a, b, c, d are in one fold"),
+    ({"by": r"\d(\d)\.wav", "groups": r"^\d"}, "the group 0 is in the folds 0 and 1; use another"),
 ])
 def test_folds_that_cannot_be_are_refused(flags, words):
     with pytest.raises(UserError, match=words):

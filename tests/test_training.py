@@ -156,8 +156,67 @@ def test_thresholds_are_those_of_calibrated_validation_sounds(train, sounds):
     probabilities = np.stack([row for _, row in predictions])
     labels = models.one_hot(info["validation"], info["classes"])
     for key, accuracy in (("threshold_95", 0.95), ("threshold_99", 0.99)):
-        expected = models.choose_threshold(labels, probabilities, accuracy)
+        expected = models.choose_threshold(labels.argmax(axis=1), probabilities, accuracy)
         assert info["history"][-1][key] == pytest.approx(expected, abs=1e-5)
+
+
+def test_checkpoint_of_an_older_version_without_thresholds_is_continued(train, sounds, monkeypatch):
+    stop_after_an_epoch(train, monkeypatch, "--epochs", 2)
+    path = sounds / "weights.unfinished.keras"
+    network, info = models.load_network(path, compile=True)
+    for key in ("threshold_95", "threshold_99"):
+        info["history"][0].pop(key, None)
+    del info["fold"], info["--folds"], info["--folds-by"]
+    models.save_network(network, info, path)
+    assert "Continues after epoch 1" in train("--epochs", 2)
+    rows = read_table(sounds / "Results/training_log.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and not rows[0].get("threshold_95")
+    run("eval_network.py", cwd=sounds)
+
+
+def train_folds_until(train, monkeypatch, n_trained, *args):
+    """Train folds, and stop after an epoch of the one after n_trained."""
+    with monkeypatch.context() as patch:
+        trained = []
+        save = train_network.save_checkpoint
+
+        def stop(network, info, args):
+            save(network, info, args)
+            trained.append(args.save)
+            if len(set(trained)) > n_trained:
+                raise ZeroDivisionError
+        patch.setattr(train_network, "save_checkpoint", stop)
+        with pytest.raises(ZeroDivisionError):
+            train(*args)
+
+
+def test_folds_trained_afresh_and_stopped_are_not_mixed_with_the_earlier_ones(
+        train, sounds, monkeypatch):
+    train("--folds", 3, "--epochs", 1)
+    train_folds_until(train, monkeypatch, 1, "--folds", 2, "--epochs", 2, "--fresh")
+    left = sorted(path.name for path in sounds.glob("*.keras"))
+    assert left == ["weights-fold1.keras", "weights-fold2.unfinished.keras"]
+    said = train("--folds", 2, "--epochs", 2)
+    assert "weights-fold1.keras: training on these sounds is finished" in said
+    assert "Continues after epoch 1" in said
+    run("eval_network.py", "--folds", cwd=sounds)
+    with pytest.raises(UserError, match="weights-fold1.keras: .*use --fresh to train again"):
+        train("--folds", 3, "--epochs", 2)
+
+
+def test_folds_that_earlier_weights_learned_from_whole_are_refused_before_training(train, sounds):
+    train("--epochs", 1)
+    said = one_line("train_network.py", "--folds", 2, "--weights", "weights-fold1.keras",
+                    "--save", "weights.keras", cwd=sounds)
+    assert "weights-fold1.keras: expected the weights" in said
+    (sounds / "weights.keras").rename(sounds / "weights-fold1.keras")
+    said = one_line("train_network.py", "--folds", 2, "--weights", "weights-fold1.keras",
+                    cwd=sounds, status=2)
+    assert "--weights weights-fold1.keras: would be replaced" in said
+    with pytest.raises(UserError, match="fold .: has no test sounds, for --weights was trained on"):
+        train("--folds", 10, "--epochs", 1, "--weights", "weights-fold1.keras", "--save",
+              "other.keras", small=())
+    assert not list(sounds.glob("other*"))
 
 
 def test_class_weights_reach_the_loss(train, monkeypatch):
