@@ -8,7 +8,7 @@ demo: .venv/installed  ## a trained network and its ROC curves from nothing, in 
 	cd demo && $(RUN)/preprocess_data.py
 	cd demo && $(RUN)/train_network.py --groups '^G\d\d-\d{5}'
 	cd demo && $(RUN)/eval_network.py
-	@echo "Look at demo/Results/roc_curves.png"
+	@echo "Open demo/Results/report.html in a browser"
 
 bench: .venv/installed  ## the speed of preprocessing and of copies beside librosa's, about 6 minutes
 	.venv/bin/python benchmarks/preprocess.py
@@ -26,7 +26,7 @@ mutants: .venv/installed  ## break the code on purpose, 81 times, and see that a
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2026.1' 'jax>=0.5' 'tensorboard>=2.21' 'onnx>=1.22' 'tf2onnx>=1.16' 'onnxruntime>=1.24'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2026.1' 'jax>=0.5' 'tensorboard>=2.21' 'onnx>=1.22' 'tf2onnx>=1.16' 'onnxruntime>=1.24' 'playwright>=1.50'
 	touch $@
 
 .PHONY: bench demo mutants test torture

@@ -1,8 +1,9 @@
 """Evaluate the trained network on the test sounds, or classify new sounds.
 
 Reads weights.keras, and the test sounds from Preproc/ or Samples/. Writes to Results/:
-metrics.json, scores.csv with the probabilities of each sound, mistakes.csv, and pictures of the
-curves, the confusion matrix, the calibration and the mistakes.
+report.html, a page to see and hear the mistakes; metrics.json; scores.csv with the probabilities of
+each sound; mistakes.csv; and pictures of the curves, the confusion matrix, the calibration and the
+mistakes.
 
     python eval_network.py
     python eval_network.py --folds
@@ -10,7 +11,10 @@ curves, the confusion matrix, the calibration and the mistakes.
     python eval_network.py kick.wav folder/ --threshold auto
 """
 import argparse
+import base64
 import copy
+import io
+import itertools
 import math
 import os
 import platform
@@ -20,17 +24,25 @@ import warnings
 from collections import ChainMap
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import librosa
 import numpy as np
 import scipy
+import soundfile
 
 import utils
 from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
-MAX_PICTURED = 12  # mistakes whose spectrograms are drawn
+MAX_PICTURED = 12  # mistakes whose spectrograms are drawn into mistakes.png
+MAX_HEARD = 300  # mistakes on the page, which has 5 kB for each
+N_EXAMPLES = 3  # correct predictions of each class on the page
+MAX_COLUMNS = 200  # of a spectrogram on the page
+MAX_BLOCKS = 10  # of READ_SAMPLES: a minute at 44.1 kHz is written for browsers
+PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
+PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
 # Equal in the training runs of all folds of one cross-validation.
 FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
              "--folds", "--folds-by")
@@ -246,10 +258,38 @@ def list_mistakes(names, y, probabilities, classes):
     """List wrong predictions, most confident first, as the rows of mistakes.csv."""
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
+    is_doubtful = find_doubtful(y, probabilities)
     wrong = np.flatnonzero(predicted != y)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return [(names[i], classes[y[i]], classes[predicted[i]], round(confidence[i], 6),
-             round(probabilities[i, y[i]], 6)) for i in order]
+             round(probabilities[i, y[i]], 6), "yes" if is_doubtful[i] else "no") for i in order]
+
+
+def find_doubtful(y, probabilities):
+    """Find labels that may be wrong, by confident learning (Northcutt, Jiang and Chuang 2021).
+
+    A class is likely for a sound if it is as probable as it is, on average, for the sounds with
+    that label. A label is doubtful if the prediction differs from it, and so does the most
+    probable of the likely classes. The network must not have learned from the sounds.
+    Returns bool [shape=(n_sounds,)].
+    """
+    limits = np.full(probabilities.shape[1], np.inf)  # of classes without sounds
+    for k in np.unique(y):
+        limits[k] = probabilities[y == k, k].mean()
+    is_likely = probabilities >= limits
+    likeliest = np.where(is_likely, probabilities, -1).argmax(axis=1)
+    return is_likely.any(axis=1) & (likeliest != y) & (probabilities.argmax(axis=1) != y)
+
+
+def list_examples(names, y, probabilities):
+    """List the most confident correct predictions, N_EXAMPLES of each class at most."""
+    confidence = np.where(probabilities.argmax(axis=1) == y, probabilities.max(axis=1), -1)
+    examples = []
+    for k in np.unique(y):
+        of_class = np.flatnonzero((y == k) & (confidence >= 0))
+        best = of_class[np.argsort(-confidence[of_class], kind="stable")][:N_EXAMPLES]
+        examples += [names[i] for i in best]
+    return examples
 
 
 # ---------------------------------------------------------------- print and save
@@ -270,10 +310,12 @@ def print_report(report, mistakes):
         say(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}{note}")
     order = ", most confident first" if mistakes else ""
     say("", f"Mistakes: {len(mistakes)}{order}")
-    for name, _, predicted, confidence, _ in mistakes[:MAX_LISTED]:
+    for name, _, predicted, confidence, *_ in mistakes[:MAX_LISTED]:
         say(f"  {name}: predicted {predicted} ({confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
+    if n_doubtful := sum(mistake[-1] == "yes" for mistake in mistakes):
+        say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv and report.html")
     print_thresholds(report)
     print_folds(report)
     low, high = report["accuracy_95"]
@@ -503,7 +545,7 @@ def plot_mistakes(path, mistakes, spectrograms, report):
         title += ", most confident"
     with utils.new_figure(path, max(5, 3 * n_columns), 1 + 2.6 * n_rows) as figure:
         figure.suptitle(title)
-        for k, (name, label, predicted, confidence, _) in enumerate(pictured, 1):
+        for k, (name, label, predicted, confidence, *_) in enumerate(pictured, 1):
             axes = figure.add_subplot(n_rows, n_columns, k)
             draw_spectrogram(axes, spectrograms[name], settings)
             file = name.split("/", 1)[1]
@@ -520,7 +562,7 @@ def draw_spectrogram(axes, spectrogram, settings, seconds=None):
     """
     image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)  # (n_mels, n_frames)
     seconds = seconds or image.shape[1] * settings.hop_length / settings.sample_rate
-    loudest = max(image.max(), 10 * math.log10(AMIN) + TOP_DB)
+    loudest = find_loudest(image)
     nyquist = settings.sample_rate / 2  # Hz
     edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmax=nyquist)
     hertz = 1000 * 2.0 ** (math.ceil(math.log2(nyquist / 1000)) - np.arange(1, 9))  # octaves
@@ -530,6 +572,105 @@ def draw_spectrogram(axes, spectrogram, settings, seconds=None):
     axes.set(xlabel="Seconds", ylabel="Hz")
     return axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB,
                        vmax=loudest, extent=(0, seconds, 0, settings.n_mels))
+
+
+def find_loudest(image):
+    """Find the level of the brightest colour in a picture of decibels. Silence stays dark."""
+    return max(image.max(), 10 * math.log10(AMIN) + TOP_DB)
+
+
+# ---------------------------------------------------------------- the page
+
+def save_page(args, folder, test, report, mistakes):
+    """Write report.html: the scores, and the mistakes with spectrograms and players."""
+    import jinja2
+    from sklearn.metrics import confusion_matrix
+    classes = report["classes"]
+    predicted = test["probabilities"].argmax(axis=1)
+    counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
+    places = {"args": args, "folder": folder, "test": test}
+    examples = list_examples(test["names"], test["y"], test["probabilities"])
+    pictures = [f"{name}.{args.format}" for name in (
+        "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage")]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template("report_template.html").render(
+        report=report, samples=args.data or args.samples, classes=[shown(name) for name in classes],
+        matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
+        mistakes=[describe_mistake(mistake, **places) for mistake in mistakes[:MAX_HEARD]],
+        examples=[describe_sound(name, **places) for name in examples],
+        n_mistakes=len(mistakes), nyquist=report["features"]["sample_rate"] // 2,
+        plots={name: embed_picture(folder / name) for name in pictures})
+    utils.save_text(folder / "report.html", page)
+
+
+def describe_sound(name, args, folder, test):
+    """Describe a test sound for the page: its class, its picture and where to hear it."""
+    info = test["info"]
+    settings = FeatureSettings(**info["features"])
+    spectrogram = test["spectrograms"][name]
+    return {"file": shown(name), "label": info["classes"].index(utils.class_of(name)),
+            "image": embed_spectrogram(spectrogram),
+            "url": link_sound(name, args.data or args.samples, folder, settings),
+            "seconds": (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate}
+
+
+def describe_mistake(mistake, **places):
+    """Describe a row of mistakes.csv for the page."""
+    name, _, predicted, confidence, _, is_doubtful = mistake
+    classes = places["test"]["info"]["classes"]
+    return describe_sound(name, **places) | {
+        "predicted": classes.index(predicted), "confidence": confidence,
+        "is_doubtful": is_doubtful == "yes"}
+
+
+def embed_spectrogram(spectrogram):
+    """Make a data URI of a spectrogram's picture, at most MAX_COLUMNS wide."""
+    from matplotlib import colormaps
+    from PIL import Image
+    image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)  # (n_mels, n_frames)
+    size = math.ceil(image.shape[1] / MAX_COLUMNS)  # frames in a column, which shows the loudest
+    columns = np.maximum.reduceat(image, range(0, image.shape[1], size), axis=1)
+    loudness = 1 + (columns - find_loudest(image)) / TOP_DB  # 0 to 1
+    colors = colormaps["magma"](loudness[::-1], bytes=True)[..., :3]
+    data = io.BytesIO()
+    Image.fromarray(colors).save(data, "WEBP", quality=70)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def embed_picture(path):
+    """Make a data URI of a picture file. Returns None for PDF, which a page cannot show."""
+    kind = {".png": "png", ".svg": "svg+xml"}.get(path.suffix)
+    return kind and f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def link_sound(name, samples, folder, settings):
+    """Make a URL, relative to `folder`, at which a browser can play a sound.
+
+    A format that browsers cannot play is written as WAV into folder/sounds/. Returns None if there
+    is no sound that can be read.
+    """
+    path = samples / name
+    try:
+        with utils.reading(path), utils.open_sound(path) as file:
+            is_playable = (file.format in PLAYABLE and file.subtype in PLAYABLE_SUBTYPES
+                           and file.channels <= 2)
+        if not is_playable:
+            path = folder / "sounds" / f"{name}.wav"
+            write_wav(samples / name, path, settings)
+        return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
+    except (UserError, ValueError):  # on Windows, there is no relative path to another drive
+        return None
+
+
+def write_wav(path, target, settings):
+    """Write the beginning of a sound, as the network hears it, with 16 bits. Raises UserError."""
+    blocks = utils.convert_blocks(utils.read_blocks(path), settings)
+    with utils.whole_file(target) as temporary:
+        with soundfile.SoundFile(temporary, "w", settings.sample_rate, settings.channels) as file:
+            for y in itertools.islice(blocks, MAX_BLOCKS):  # (channels, n_samples)
+                file.write(y.T)
 
 
 # ---------------------------------------------------------------- classify new sounds
@@ -648,8 +789,8 @@ def score_test_set(weights, args):
     """Score the test sounds of a network.
 
     Returns a dict: info, names, y [shape=(n_sounds,)], the probabilities [shape=(n_sounds,
-    n_classes)], the same before calibration ("raw"), the mistakes, the spectrograms of the first of
-    them by name, and how many sounds were skipped.
+    n_classes)], the same before calibration ("raw"), the spectrograms that are shown by name, and
+    how many sounds were skipped.
     """
     import models
     args = copy.copy(args)
@@ -663,20 +804,18 @@ def score_test_set(weights, args):
     raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
     probabilities = models.apply_temperature(raw, info["temperature"])
     mistakes = list_mistakes(names, y, probabilities, info["classes"])
-    pictured = {name: spectrograms[name] for name, *_ in mistakes[:MAX_PICTURED]}
+    to_show = [name for name, *_ in mistakes[:MAX_HEARD]] + list_examples(names, y, probabilities)
     return {"info": info, "names": names, "y": y, "raw": raw, "probabilities": probabilities,
-            "mistakes": mistakes, "spectrograms": pictured, "n_skipped": n_skipped}
+            "spectrograms": {name: spectrograms[name] for name in to_show}, "n_skipped": n_skipped}
 
 
 def pool_folds(folds):
     """Join the scored test sets of all folds into one, a dict like each of them."""
     pooled = {key: np.concatenate([fold[key] for fold in folds])
               for key in ("y", "raw", "probabilities")}
-    mistakes = [mistake for fold in folds for mistake in fold["mistakes"]]
     temperature = float(np.mean([fold["info"]["temperature"] for fold in folds]))
     return pooled | {"info": folds[0]["info"] | {"temperature": temperature},
                      "names": [name for fold in folds for name in fold["names"]],
-                     "mistakes": sorted(mistakes, key=lambda row: -row[3]),  # by confidence
                      "spectrograms": dict(ChainMap(*(fold["spectrograms"] for fold in folds))),
                      "n_skipped": sum(fold["n_skipped"] for fold in folds)}
 
@@ -703,21 +842,22 @@ def evaluate(args):
     if args.folds:
         report["folds"] = score_folds(tests)
         del report["n_train"], report["n_validation"]  # each fold has its own
-    print_report(report, test["mistakes"])
-    save_results(args, test, report)
+    mistakes = list_mistakes(test["names"], test["y"], test["probabilities"], report["classes"])
+    print_report(report, mistakes)
+    save_results(args, test, report, mistakes)
     return test["n_skipped"]
 
 
-def save_results(args, test, report):
-    """Write the scores of a test set as tables and pictures."""
+def save_results(args, test, report, mistakes):
+    """Write the scores of a test set as tables, pictures and a page."""
     folder = args.results / flatten_path(args.data) if args.data else args.results
     y = test["y"]
     probabilities = test["probabilities"]
-    mistakes = test["mistakes"]
     rows = score_rows(test["names"], y, probabilities, report["classes"])
     utils.save_json(folder / "metrics.json", report)
     utils.save_csv(folder / "scores.csv", rows)
-    mistake_columns = ["file", "class", "predicted", "probability", "probability_of_class"]
+    mistake_columns = ["file", "class", "predicted", "probability", "probability_of_class",
+                       "label_in_doubt"]
     utils.save_csv(folder / "mistakes.csv", [mistake_columns, *mistakes])
     plot_roc(folder / f"roc_curves.{args.format}", y, probabilities, report)
     plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
@@ -725,7 +865,9 @@ def save_results(args, test, report):
     plot_reliability(folder / f"reliability.{args.format}", y, probabilities, test["raw"], report)
     plot_coverage(folder / f"coverage.{args.format}", y, probabilities, report)
     plot_mistakes(folder / f"mistakes.{args.format}", mistakes, test["spectrograms"], report)
-    say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures")
+    save_page(args, folder, test, report, mistakes)
+    say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures",
+        f"To see and hear the mistakes, open {folder / 'report.html'} in a browser")
 
 
 def main():

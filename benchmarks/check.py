@@ -1,9 +1,10 @@
-"""Plant 20 faults of each kind among sounds, and count how many preprocessing finds.
+"""Plant 20 faults of each kind among sounds, and count how many are found.
 
 Prints how many of the 20 suspicious.csv lists as what they are, and how many other sounds it lists
-as the same.
+as the same. With --labels, 20 sounds get a wrong label instead, and evaluation is to doubt them.
 
     python benchmarks/check.py SAMPLES
+    python benchmarks/check.py SAMPLES --labels --folds 5
 """
 import csv
 import subprocess
@@ -64,8 +65,46 @@ def plant(samples, target, fault):
     return planted
 
 
+def move_labels(samples, target):
+    """Link all sounds into a folder, 20 of them into a wrong class. Returns the names of these."""
+    paths = sorted(path for path in samples.glob("*/*") if path.suffix in (".wav", ".flac", ".ogg"))
+    classes = sorted({path.parent.name for path in paths})
+    rng = np.random.default_rng(0)
+    chosen = set(rng.choice(len(paths), N_PLANTED, replace=False).tolist())
+    moved = set()
+    for k, path in enumerate(paths):
+        label = path.parent.name
+        if k in chosen:
+            label = rng.choice([name for name in classes if name != label])
+            moved.add(f"{label}/{path.name}")
+        link = target / label / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return moved
+
+
+def find_wrong_labels(samples, flags):
+    """Train folds on sounds of which 20 have a wrong label, and count the labels in doubt."""
+    with tempfile.TemporaryDirectory() as folder:
+        moved = move_labels(samples, Path(folder, "Samples"))
+        for command in ([ROOT / "preprocess_data.py"], [ROOT / "train_network.py", *flags],
+                        [ROOT / "eval_network.py", "--folds"]):
+            subprocess.run([sys.executable, *command], cwd=folder, check=True)
+        with open(Path(folder, "Results/mistakes.csv"), newline="") as file:
+            mistakes = list(csv.DictReader(file))
+    listed = [row["file"] for row in mistakes if row["label_in_doubt"] == "yes"]
+    found = moved.intersection(listed)
+    among_first = moved.intersection(listed[:N_PLANTED])
+    print(f"{len(found)} of {len(moved)} wrong labels are in doubt, {len(among_first)} of them "
+          f"among the first {N_PLANTED}; {len(listed) - len(found)} others are in doubt, and "
+          f"{len(mistakes) - len(listed)} mistakes are not")
+
+
 def main():
     samples = Path(sys.argv[1])
+    if sys.argv[2:3] == ["--labels"]:
+        find_wrong_labels(samples, sys.argv[3:])
+        return
     print(f"{'fault':24}{'found':>8}{'others listed':>16}")
     for fault, (kind, *_) in FAULTS.items():
         with tempfile.TemporaryDirectory() as folder:

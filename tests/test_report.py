@@ -1,0 +1,244 @@
+"""The page of results: what it shows, and that it filters and plays in a browser."""
+import contextlib
+import re
+import shutil
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, SAMPLE_RATE, made_once, read_table, run, tone
+
+import eval_network
+import models
+
+HOSTILE = "<script>window.broken=1<", "\"'><img src=x onerror=window.broken=1>", "\N{BELL} & 'b'"
+# Ending of the name, format and subtype: the first four are played as they are.
+FORMATS = [(".wav", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"),
+           (".mp3", "MP3", "MPEG_LAYER_III"), (".aiff", "AIFF", "PCM_16"),
+           ("24.wav", "WAV", "PCM_24"), ("f.wav", "WAV", "FLOAT"), ("24.flac", "FLAC", "PCM_24"),
+           (" 100% #1?.wav", "WAV", "PCM_16")]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, trained):
+    """A folder with Results/data/report.html of 27 tones, nine of which have a wrong label."""
+    def make(folder):
+        network, info = models.load_network(trained / "weights.keras")
+        info["classes"] = sorted(HOSTILE)  # they were high, low and middle
+        models.save_network(network, info, folder / "weights.keras")
+        rng = np.random.default_rng(5)
+        for label, hertz in zip(info["classes"], (1800, 200, 200)):
+            (folder / "data" / label).mkdir(parents=True)
+            for ending, *kind in FORMATS:
+                y = np.repeat(tone(rng, hertz, 2)[:, None], 2, axis=1)
+                soundfile.write(folder / "data" / label / f"x{ending}", y, SAMPLE_RATE,
+                                format=kind[0], subtype=kind[1])
+        said = run("eval_network.py", "--data", "data", cwd=folder).stdout
+        (folder / "eval.txt").write_text(said)
+    return made_once(tmp_path_factory, "report", make)
+
+
+class Links(HTMLParser):
+    """Collects what a page loads or links to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.found = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for key, value in attributes if key in ("src", "href")]
+
+
+def sounds_of(folder):
+    links = Links(folder / "report.html").found
+    return [folder / unquote(link) for link in links if not link.startswith("data:")]
+
+
+# ---------------------------------------------------------------- the file
+
+def test_the_page_needs_no_network_and_links_only_sounds_by_relative_path(report):
+    page = report / "Results/data/report.html"
+    others = [link for link in Links(page).found if not link.startswith("data:")]
+    assert len(others) == 9 + 6 and all(link.startswith(("../../data/", "sounds/"))
+                                        for link in others)
+    assert not re.search(r"https?:|@import|url\(", page.read_text())
+    assert page.stat().st_size < 1e6
+
+
+def test_every_linked_sound_is_one_that_browsers_play(report):
+    folder = report / "Results/data"
+    paths = sounds_of(folder)
+    kinds = {path.name: (soundfile.info(path).format, soundfile.info(path).subtype)
+             for path in paths}
+    assert {kind for name, kind in kinds.items() if not name.endswith(".wav.wav")} >= {
+        ("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")}
+    converted = {path.name for path in paths if folder / "sounds" in path.parents}
+    assert converted == {"x.aiff.wav", "x24.wav.wav", "xf.wav.wav", "x24.flac.wav"}
+    assert {kinds[name] for name in converted} == {("WAV", "PCM_16")}
+    assert all(soundfile.info(path).duration == pytest.approx(2, abs=0.1) for path in paths)
+
+
+def test_long_sounds_are_shortened_for_browsers(tmp_path):
+    settings = models.FeatureSettings(SAMPLE_RATE, 96, 512, 128)
+    soundfile.write(tmp_path / "long.aiff", np.zeros(400 * SAMPLE_RATE), SAMPLE_RATE)
+    eval_network.write_wav(tmp_path / "long.aiff", tmp_path / "long.wav", settings)
+    assert soundfile.info(tmp_path / "long.wav").duration < 330
+
+
+def test_picture_of_a_long_spectrogram_is_small():
+    spectrogram = np.random.default_rng(0).uniform(-80, 0, (96, 200)).astype(np.float32)
+    short = eval_network.embed_spectrogram(spectrogram)
+    assert eval_network.embed_spectrogram(np.repeat(spectrogram, 100, axis=1)) == short
+    assert 1000 < len(short) < 30_000
+
+
+def test_sounds_that_are_not_there_are_named_and_other_picture_formats_are_shown(
+        report, evaluate, tmp_path):
+    shutil.copytree(report / "data", tmp_path / "data")
+    with contextlib.chdir(tmp_path):
+        run("preprocess_data.py", "--samples", "data", cwd=tmp_path)
+        shutil.rmtree("data")
+        shutil.move("Preproc", "data")
+    for kind, tag in (("svg", 'src="data:image/svg+xml;base64,'), ("pdf", 'href="coverage.pdf"')):
+        evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras", "--format",
+                 kind)
+        page = (tmp_path / "Results/data/report.html").read_text()
+        assert page.count("The sound is not in data.") == 15 and tag in page
+
+
+def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_path):
+    label = sorted(HOSTILE)[1]
+    shutil.copytree(report / "data" / label, tmp_path / "data" / label)
+    evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras")
+    page = (tmp_path / "Results/data/report.html").read_text()
+    assert "100.0 % of 9 test sounds are right" in page and "<p>No mistakes.</p>" in page
+    assert "<form" not in page and "<script>" not in page and page.count("<audio") == 3
+
+
+# ---------------------------------------------------------------- labels in doubt
+
+def test_labels_in_doubt_are_those_of_confident_learning():
+    y = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    p = np.array([0.9, 0.8, 0.4, 0.1, 0.2, 0.3, 0.55, 0.95])  # of class 0; mean 0.55 and 0.5
+    doubtful = eval_network.find_doubtful(y, np.stack([p, 1 - p], axis=1))
+    assert doubtful.tolist() == [False] * 2 + [True, True, False, False, True, True]
+    p[6] = 0.52  # more probable than not, but not as probable as a label of this class is
+    doubtful = eval_network.find_doubtful(y, np.stack([p, 1 - p], axis=1))
+    assert doubtful.tolist() == [False] * 2 + [True, True, False, False, False, True]
+
+
+def test_labels_in_doubt_are_marked_in_the_table_and_counted(report):
+    said = (report / "eval.txt").read_text()
+    rows = read_table(report / "Results/data/mistakes.csv")
+    marks = [row["label_in_doubt"] for row in rows]
+    assert len(rows) == 9 and set(marks) <= {"yes", "no"} and "yes" in marks
+    assert f"Labels in doubt: {marks.count('yes')}, marked in mistakes.csv" in said
+    page = (report / "Results/data/report.html").read_text()
+    assert page.count("The label may be wrong.") == marks.count("yes")
+
+
+# ---------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    driver = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt install chromium")
+    with driver.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                 "--autoplay-policy=no-user-gesture-required"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+
+
+@pytest.fixture
+def page(browser, report):
+    """The page in the browser. The test fails for an error in its console, and for a dialog."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    faults = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: faults.append(request.url)
+            if not request.url.startswith(("data:", "file:")) else None)
+    page.goto((report / "Results/data/report.html").as_uri())
+    yield page
+    assert not page.evaluate("window.broken") and faults == []
+    page.close()
+
+
+def visible(page, selector):
+    return page.locator(selector).locator("visible=true")
+
+
+def test_hostile_names_are_shown_and_not_run(page):
+    names = page.locator("tbody th button").all_inner_texts()
+    assert names == sorted(HOSTILE)
+    heading = page.locator("#mistakes h3").first.inner_text()
+    assert heading.startswith(f"{names[2]}, predicted {names[1]} (0.")
+    assert page.locator("#mistakes .file").first.inner_text().startswith(f"{names[2]}/x")
+
+
+def test_a_click_on_a_cell_or_class_shows_its_mistakes_and_correct_examples(page):
+    assert visible(page, "#mistakes > li").count() == 9
+    page.locator(".matrix button").click()
+    assert page.locator("#count").inner_text() == "9 of 9 mistakes"
+    assert page.locator("[aria-pressed=true]").count() == 1
+    assert visible(page, "#examples h3").all_inner_texts() == [sorted(HOSTILE)[1]]
+    page.get_by_role("button", name=sorted(HOSTILE)[0]).click()
+    assert visible(page, "#mistakes > li").count() == 0
+    page.get_by_role("button", name="show all").click()
+    page.wait_for_function("document.getElementById('count').textContent === '9 of 9 mistakes'")
+    assert visible(page, "#examples li").count() == 6
+    page.get_by_label("Predicted").select_option(index=1)
+    assert visible(page, "#mistakes > li").count() == 0
+    page.get_by_label("Predicted").select_option(index=0)
+    page.get_by_label("only labels in doubt").check()
+    n_doubtful = page.get_by_text("The label may be wrong.").count()
+    assert visible(page, "#mistakes > li").count() == n_doubtful
+
+
+PLAYING = "[...document.querySelectorAll('audio')].filter(audio => !audio.paused)"
+
+
+def test_arrow_keys_walk_through_the_mistakes_and_play_each_alone(page):
+    mistakes = page.locator("#mistakes > li")
+    for key, position in (("Right", 0), ("Right", 1), ("Right", 2), ("Left", 1)):
+        page.keyboard.press(f"Arrow{key}")
+        source = mistakes.nth(position).locator("audio").get_attribute("src")
+        page.wait_for_function(f"source => {PLAYING}.some(audio => audio.currentTime > 0 && "
+                               "audio.getAttribute('src') === source)", arg=source)
+        assert page.evaluate(f"{PLAYING}.length") == 1
+        assert mistakes.nth(position).get_attribute("aria-current") == "true"
+    page.get_by_label("True class").focus()
+    page.keyboard.press("ArrowLeft")  # changes the field instead
+    assert mistakes.nth(1).get_attribute("aria-current") == "true"
+
+
+def test_sounds_of_all_formats_play(page):
+    durations = page.evaluate("""() => Promise.all([...document.querySelectorAll("audio")].map(
+        audio => new Promise(resolve => {
+            audio.onloadedmetadata = () => resolve(audio.duration);
+            audio.onerror = () => resolve(null);
+            audio.load();
+        })))""")
+    assert durations == pytest.approx([2] * 15, abs=0.1)
+
+
+def test_the_page_fits_a_phone_and_is_dark_and_printable(page):
+    page.set_viewport_size({"width": 360, "height": 780})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(paper) == "rgb(21, 25, 29)"
+    page.emulate_media(media="print", color_scheme="light")
+    assert visible(page, "audio").count() == 0 and visible(page, "#mistakes > li").count() == 9
+
+
+def test_the_demo_ends_with_the_page():
+    assert "demo/Results/report.html" in (ROOT / "Makefile").read_text()
