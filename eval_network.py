@@ -2,8 +2,7 @@
 
 Reads weights.keras, and the test sounds from Preproc/ or Samples/. Writes to Results/:
 report.html, a page to see and hear the mistakes; metrics.json; scores.csv with the probabilities of
-each sound; mistakes.csv; and pictures of the curves, the confusion matrix, the calibration and the
-mistakes.
+each sound; mistakes.csv; and pictures of the curves, the confusion matrix and the calibration.
 
     python eval_network.py
     python eval_network.py --folds
@@ -26,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-import librosa
 import numpy as np
 import scipy
 import soundfile
@@ -36,7 +34,6 @@ from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
-MAX_PICTURED = 12  # mistakes whose spectrograms are drawn into mistakes.png
 MAX_HEARD = 300  # mistakes on the page, which has 5 kB for each
 N_EXAMPLES = 3  # correct predictions of each class on the page
 MAX_COLUMNS = 200  # of a spectrogram on the page
@@ -533,47 +530,6 @@ def plot_coverage(path, y, probabilities, report):
         panel.legend(fontsize=8)
 
 
-def plot_mistakes(path, mistakes, spectrograms, report):
-    """Draw the spectrograms of the most confident mistakes."""
-    pictured = mistakes[:MAX_PICTURED]
-    settings = FeatureSettings(**report["features"])
-    n_columns = max(1, min(4, len(pictured)))
-    n_rows = math.ceil(len(pictured) / n_columns)
-    noun = "mistake" if len(mistakes) == 1 else "mistakes"
-    title = f"{len(mistakes) or 'No'} {noun} among {report['n_test']} test sounds"
-    if len(mistakes) > len(pictured):
-        title += ", most confident"
-    with utils.new_figure(path, max(5, 3 * n_columns), 1 + 2.6 * n_rows) as figure:
-        figure.suptitle(title)
-        for k, (name, label, predicted, confidence, *_) in enumerate(pictured, 1):
-            axes = figure.add_subplot(n_rows, n_columns, k)
-            draw_spectrogram(axes, spectrograms[name], settings)
-            file = name.split("/", 1)[1]
-            if len(file) > 40:
-                file = f"{file[:19]}...{file[-18:]}"
-            result = escape_math(f"{label}, predicted {predicted} ({confidence:.2f})")
-            axes.set_title(f"{result}\n{escape_math(file)}", fontsize=8)
-
-
-def draw_spectrogram(axes, spectrogram, settings, seconds=None):
-    """Draw a spectrogram [shape=(..., n_mels, n_frames)], the mean of its channels.
-
-    seconds: its length, if its columns are not frames. Returns its image, for a colour bar in dB.
-    """
-    image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)  # (n_mels, n_frames)
-    seconds = seconds or image.shape[1] * settings.hop_length / settings.sample_rate
-    loudest = find_loudest(image)
-    nyquist = settings.sample_rate / 2  # Hz
-    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmax=nyquist)
-    hertz = 1000 * 2.0 ** (math.ceil(math.log2(nyquist / 1000)) - np.arange(1, 9))  # octaves
-    positions = np.interp(hertz, edges[1:-1], np.arange(settings.n_mels) + 0.5, left=0)
-    is_apart = positions > settings.n_mels / 10  # below this, labels would overlap
-    axes.set_yticks(positions[is_apart], [f"{h:g}" for h in hertz[is_apart]])
-    axes.set(xlabel="Seconds", ylabel="Hz")
-    return axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB,
-                       vmax=loudest, extent=(0, seconds, 0, settings.n_mels))
-
-
 def find_loudest(image):
     """Find the level of the brightest colour in a picture of decibels. Silence stays dark."""
     return max(image.max(), 10 * math.log10(AMIN) + TOP_DB)
@@ -864,7 +820,6 @@ def save_results(args, test, report, mistakes):
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)
     plot_reliability(folder / f"reliability.{args.format}", y, probabilities, test["raw"], report)
     plot_coverage(folder / f"coverage.{args.format}", y, probabilities, report)
-    plot_mistakes(folder / f"mistakes.{args.format}", mistakes, test["spectrograms"], report)
     save_page(args, folder, test, report, mistakes)
     say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures",
         f"To see and hear the mistakes, open {folder / 'report.html'} in a browser")

@@ -11,18 +11,20 @@ window around it. For digits.wav, writes to Results/:
     python examples/timeline.py digits.wav --step 0.1 --threshold auto
 """
 import itertools
+import math
 import os
 import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import librosa
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
-from eval_network import add_threshold, draw_spectrogram, escape_math, flatten_path, list_sounds
-from utils import FeatureSettings, UserError
+from eval_network import add_threshold, escape_math, find_loudest, flatten_path, list_sounds
+from utils import TOP_DB, FeatureSettings, UserError
 
 MAX_CLASSES = 20  # in the picture
 MAX_COLUMNS = 2000  # of its spectrogram
@@ -50,7 +52,7 @@ def cut_steps(decibels, step, n_frames):
     for start in range(0, max(1, decibels.shape[2] - 1), step):
         first = start - (length - step) // 2
         window = decibels[..., max(0, first):first + length]
-        window = np.maximum(window, window.max() - utils.TOP_DB)  # as if it were a sound of its own
+        window = np.maximum(window, window.max() - TOP_DB)  # as if it were a sound of its own
         yield start, window[0] if len(window) == 1 else window
 
 
@@ -76,6 +78,24 @@ def score_recording(path, step_seconds, network, info):
             probabilities.append(row)
             move_bar(len(starts))
     return np.array([*starts, n_frames]) / rate, np.stack(probabilities), decibels[..., :n_frames]
+
+
+def draw_spectrogram(axes, spectrogram, settings, seconds):
+    """Draw a spectrogram [shape=(..., n_mels, n_frames)], the mean of its channels.
+
+    seconds: its length. Returns its image, for a colour bar in dB.
+    """
+    image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)  # (n_mels, n_frames)
+    loudest = find_loudest(image)
+    nyquist = settings.sample_rate / 2  # Hz
+    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmax=nyquist)
+    hertz = 1000 * 2.0 ** (math.ceil(math.log2(nyquist / 1000)) - np.arange(1, 9))  # octaves
+    positions = np.interp(hertz, edges[1:-1], np.arange(settings.n_mels) + 0.5, left=0)
+    is_apart = positions > settings.n_mels / 10  # below this, labels would overlap
+    axes.set_yticks(positions[is_apart], [f"{h:g}" for h in hertz[is_apart]])
+    axes.set(xlabel="Seconds", ylabel="Hz")
+    return axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=loudest - TOP_DB,
+                       vmax=loudest, extent=(0, seconds, 0, settings.n_mels))
 
 
 def plot_timeline(path, times, probabilities, predicted, decibels, info):

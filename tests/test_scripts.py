@@ -31,7 +31,7 @@ MODULES = "utils.py", "models.py", *SCRIPTS
 def test_four_commands_lead_from_sounds_to_curves(trained):
     assert {path.name for path in (trained / "Results").iterdir()} == {
         "roc_curves.png", "precision_recall.png", "confusion_matrix.png", "reliability.png",
-        "coverage.png", "mistakes.png", "scores.csv", "mistakes.csv", "metrics.json",
+        "coverage.png", "report.html", "scores.csv", "mistakes.csv", "metrics.json",
         "training_log.csv", "training_curves.png"}
     metrics = load_json(trained / "Results/metrics.json")
     assert metrics["n_test"] == 6 and metrics["classes"] == ["high", "low", "middle"]

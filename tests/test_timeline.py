@@ -143,6 +143,17 @@ def test_long_recordings_are_drawn_in_few_columns_of_the_loudest_frames(tmp_path
     assert drawn[0].shape == (1, 4, 1800) and (drawn[0][0, 0] == 0).sum() == 1
 
 
+@pytest.mark.parametrize("rate, n_mels", [(100, 8), (1000, 4), (22050, 96), (10**6, 128)])
+def test_spectrograms_of_any_rate_have_ticks_that_lie_apart(tmp_path, rate, n_mels):
+    settings = utils.FeatureSettings(rate, n_mels, 4096, 512)
+    with utils.new_figure(tmp_path / "x.png", 3, 3) as figure:
+        axes = figure.subplots()
+        timeline.draw_spectrogram(axes, np.zeros((2, n_mels, 9), np.float32), settings, 1)
+    ticks = axes.get_yticks()
+    assert 1 < len(ticks) < 9 and all(0 < tick < n_mels for tick in ticks)
+    assert (-np.diff(ticks) > n_mels / 12).all()
+
+
 def test_recordings_whose_timelines_would_replace_one_another_are_refused(call, tmp_path):
     (tmp_path / "a").mkdir()
     for name in ("a/b.wav", "a_b.wav"):
