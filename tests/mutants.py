@@ -20,7 +20,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 COPIED = (
     "*.py",
+    "*.html",
     "*.txt",
+    "Makefile",
     "*.ini",
     "tests/*.py",
     "examples/*.py",
