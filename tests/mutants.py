@@ -575,7 +575,7 @@ MUTATIONS = [
         "eval_network.py",
         'quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))',
         'os.path.relpath(path, folder).replace(os.sep, "/")',
-        "report browsers_play",
+        "report formats_play",
     ),
     Mutation(
         "24 bits are played as they are",
