@@ -34,6 +34,7 @@ from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
+PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
 MAX_HEARD = 300  # mistakes on the page, which has 5 kB for each
 N_EXAMPLES = 3  # correct predictions of each class on the page
 MAX_COLUMNS = 200  # of a spectrogram on the page
@@ -539,26 +540,31 @@ def find_loudest(image):
 
 def save_page(args, folder, test, report, mistakes):
     """Write report.html: the scores, and the mistakes with spectrograms and players."""
-    import jinja2
     from sklearn.metrics import confusion_matrix
     classes = report["classes"]
     predicted = test["probabilities"].argmax(axis=1)
     counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
-    places = {"args": args, "folder": folder, "test": test}
     examples = list_examples(test["names"], test["y"], test["probabilities"])
-    pictures = [f"{name}.{args.format}" for name in (
-        "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage")]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.get_template("report_template.html").render(
-        report=report, samples=args.data or args.samples, classes=[shown(name) for name in classes],
+    places = {"args": args, "folder": folder, "test": test}
+    page = fill_template(
+        "report_template.html", report=report, samples=args.data or args.samples,
+        classes=[shown(name) for name in classes],
         matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=[describe_mistake(mistake, **places) for mistake in mistakes[:MAX_HEARD]],
         examples=[describe_sound(name, **places) for name in examples],
         n_mistakes=len(mistakes), nyquist=report["features"]["sample_rate"] // 2,
-        plots={name: embed_picture(folder / name) for name in pictures})
+        plots={f"{name}.{args.format}": embed_picture(folder / f"{name}.{args.format}")
+               for name in PLOTS})
     utils.save_text(folder / "report.html", page)
+
+
+def fill_template(name, **values):
+    """Fill in a Jinja template beside this script. Values are escaped: names cannot run code."""
+    import jinja2
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(name).render(values)
 
 
 def describe_sound(name, args, folder, test):
@@ -616,7 +622,7 @@ def link_sound(name, samples, folder, settings):
             path = folder / "sounds" / f"{name}.wav"
             write_wav(samples / name, path, settings)
         return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except (UserError, ValueError):  # on Windows, there is no relative path to another drive
+    except (UserError, OSError, ValueError):  # such as a drive without a relative path to it
         return None
 
 
