@@ -331,7 +331,8 @@ def print_thresholds(report):
         say("", "Threshold  coverage  accuracy")
     for key, scores in report["thresholds"].items():
         values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
-        say("{:>9}  {:>8}  {:>8}".format(*values) + f"  {key[-2:]} % right in validation")
+        origin = f"{key[-2:]} % right among {report['n_validation']} validation sounds"
+        say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
 
 
 def print_folds(report):

@@ -434,7 +434,7 @@ def note_groups(names, args, copies):
         if pattern:
             part = re.match(pattern, sounds[0].split("/", 1)[1])
             example = f", such as {part[1]}" if part else ""
-            flag = shlex.join(["--groups", pattern])
+            flag = shlex.join(["--fresh", "--groups", pattern])
             say(f"File names share parts{example}. If each is a speaker, kit or recording, this "
                 f"split is too easy; {flag} keeps each in one subset")
 
@@ -550,7 +550,8 @@ def note_empty_subsets(info, counts):
     for subset in SUBSETS:
         bare = [name for name in info["classes"] if not counts[subset][name]]
         if bare and info[subset]:
-            say(f"No {subset} sound in {', '.join(bare)}; another --seed splits differently")
+            remedy = "" if info["fold"] else "; another --seed splits differently"
+            say(f"No {subset} sound in {', '.join(bare)}{remedy}")
 
 
 # ---------------------------------------------------------------- fit

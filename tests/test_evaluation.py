@@ -190,7 +190,8 @@ def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trai
     for key, scores in found.items():
         kept = [row for row in rows if float(row[row["predicted"]]) >= scores["threshold"]]
         assert scores["coverage"] == pytest.approx(len(kept) / len(rows))
-        assert f"{scores['coverage']:8.4f}" in said and f"{key[-2:]} % right in validation" in said
+        assert f"{scores['coverage']:8.4f}" in said
+        assert f"{key[-2:]} % right among 3 validation sounds" in said
 
 
 def read_steps(line, x):
@@ -489,6 +490,12 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
     (tmp_path / "weights-fold2.keras").unlink()
     with pytest.raises(utils.UserError, match="weights-fold2.keras: expected the weights"):
         evaluate(tmp_path, "--folds")
+
+
+def test_weights_of_folds_alone_are_named_where_a_network_is_missing(folded):
+    line = one_line("eval_network.py", cwd=folded)
+    assert "weights.keras: found only the weights of folds; evaluate them with --folds" in line
+    assert line.endswith("such as --weights weights-fold1.keras")
 
 
 def test_a_fold_without_auc_does_not_hide_the_mean_of_the_others(capsys):

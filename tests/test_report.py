@@ -139,7 +139,7 @@ def test_labels_in_doubt_are_marked_in_the_table_and_counted(report):
     assert len(rows) == 9 and set(marks) <= {"yes", "no"} and "yes" in marks
     assert f"Labels in doubt: {marks.count('yes')}, marked in mistakes.csv" in said
     page = (report / "Results/data/report.html").read_text()
-    assert page.count("The label may be wrong.") == marks.count("yes")
+    assert page.count("A wrong label, or a hard sound.") == marks.count("yes")
 
 
 # ---------------------------------------------------------------- in a browser
@@ -198,7 +198,7 @@ def test_a_click_on_a_cell_or_class_shows_its_mistakes_and_correct_examples(page
     assert visible(page, "#mistakes > li").count() == 0
     page.get_by_label("Predicted").select_option(index=0)
     page.get_by_label("only labels in doubt").check()
-    n_doubtful = page.get_by_text("The label may be wrong.").count()
+    n_doubtful = page.get_by_text("A wrong label, or a hard sound.").count()
     assert visible(page, "#mistakes > li").count() == n_doubtful
 
 
