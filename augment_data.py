@@ -391,22 +391,16 @@ def decode_sound(path):
     return np.concatenate([y for y, _ in blocks]), sample_rate
 
 
-def encode_sound(y, info):
+def encode_copy(y, info):
     """Encode y, float32 [shape=(n_samples, n_channels)], in the format of the SoundFile `info`.
 
-    Returns the bytes of a file, because libsndfile does not report a full disk. Raises UserError.
+    Returns the bytes of a file. Raises UserError.
     """
-    data = io.BytesIO()
     try:
-        with soundfile.SoundFile(data, "w", info.samplerate, info.channels, info.subtype,
-                                 info.endian, info.format) as file:
-            # libsndfile 1.2.2 crashes when it gets a minute of Ogg Vorbis at once.
-            for start in range(0, len(y), info.samplerate):
-                file.write(y[start:start + info.samplerate])
+        return utils.encode_sound(y, info.samplerate, info.format, info.subtype, info.endian)
     except (soundfile.SoundFileError, ValueError) as error:
         raise UserError(f"{os.fsdecode(info.name)}: its format ({info.subtype_info}) cannot be "
                         f"written: {error}; convert it to WAV") from None
-    return data.getbuffer()
 
 
 def write_copies(path, n, seed, names, overwrite):
@@ -422,7 +416,7 @@ def write_copies(path, n, seed, names, overwrite):
         for k, target in copies.items():
             copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
             with utils.whole_file(target) as temporary:
-                temporary.write_bytes(encode_sound(copy, info))
+                temporary.write_bytes(encode_copy(copy, info))
                 # The line comes first: no copy may lack it.
                 add_augmentation(path, k, {"seed": seed, "only": ",".join(names), **parameters})
     except OSError as error:

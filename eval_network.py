@@ -27,7 +27,6 @@ from urllib.parse import quote
 
 import numpy as np
 import scipy
-import soundfile
 
 import utils
 from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
@@ -623,17 +622,18 @@ def link_sound(name, samples, folder, settings):
             path = folder / "sounds" / f"{name}.wav"
             write_wav(samples / name, path, settings)
         return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except (UserError, OSError, ValueError):  # such as a drive without a relative path to it
+    except (UserError, OSError, ValueError) as error:  # no sound, or no relative path to its drive
+        if getattr(error, "errno", None) in utils.DISK_FULL:
+            raise
         return None
 
 
 def write_wav(path, target, settings):
     """Write the beginning of a sound, as the network hears it, with 16 bits. Raises UserError."""
     blocks = utils.convert_blocks(utils.read_blocks(path), settings)
+    y = np.concatenate(list(itertools.islice(blocks, MAX_BLOCKS)), axis=1)  # (channels, n_samples)
     with utils.whole_file(target) as temporary:
-        with soundfile.SoundFile(temporary, "w", settings.sample_rate, settings.channels) as file:
-            for y in itertools.islice(blocks, MAX_BLOCKS):  # (channels, n_samples)
-                file.write(y.T)
+        temporary.write_bytes(utils.encode_sound(y.T, settings.sample_rate, "WAV", "PCM_16"))
 
 
 # ---------------------------------------------------------------- classify new sounds

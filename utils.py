@@ -9,6 +9,7 @@ import csv
 import ctypes
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import math
@@ -434,6 +435,20 @@ def max_samples(file, path):
     if file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG")):
         return math.inf
     return 16 * os.path.getsize(path)
+
+
+def encode_sound(y, sample_rate, file_format, subtype, endian=None):
+    """Encode y, float32 [shape=(n_samples, n_channels)], as a sound file.
+
+    Returns its bytes, because libsndfile does not report a full disk. Raises errors of soundfile.
+    """
+    data = io.BytesIO()
+    with soundfile.SoundFile(data, "w", sample_rate, y.shape[1], subtype, endian,
+                             file_format) as file:
+        # libsndfile 1.2.2 crashes when it gets a minute of Ogg Vorbis at once.
+        for start in range(0, len(y), sample_rate):
+            file.write(y[start:start + sample_rate])
+    return data.getbuffer()
 
 
 # ---------------------------------------------------------------- features: log-mel spectrograms

@@ -1,8 +1,10 @@
 """The page of results: what it shows, and that it filters and plays in a browser."""
 import contextlib
+import errno
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -88,6 +90,20 @@ def test_long_sounds_are_shortened_for_browsers(tmp_path):
     soundfile.write(tmp_path / "long.aiff", np.zeros(400 * SAMPLE_RATE), SAMPLE_RATE)
     eval_network.write_wav(tmp_path / "long.aiff", tmp_path / "long.wav", settings)
     assert soundfile.info(tmp_path / "long.wav").duration < 330
+
+
+def test_full_disk_ends_the_run_and_leaves_no_half_of_a_sound(report, evaluate, tmp_path,
+                                                              monkeypatch):
+    write = Path.write_bytes
+
+    def fail(path, data):
+        if path.suffix == ".wav":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(report, "--data", "data", "--results", tmp_path)
+    assert not list(tmp_path.glob("**/*.wav"))
 
 
 def test_picture_of_a_long_spectrogram_is_small():
