@@ -1,8 +1,9 @@
 """Evaluate the trained network on the test sounds, or classify new sounds.
 
 Reads weights.keras, and the test sounds from Preproc/ or Samples/. Writes to Results/:
-report.html, a page to see and hear the mistakes; metrics.json; scores.csv with the probabilities of
-each sound; mistakes.csv; and pictures of the curves, the confusion matrix and the calibration.
+report.html, a page to see and hear the mistakes, with WAV files for it in sounds/; metrics.json;
+scores.csv with the probabilities of each sound; mistakes.csv; and pictures of the curves, the
+confusion matrix and the calibration.
 
     python eval_network.py
     python eval_network.py --folds
@@ -37,7 +38,7 @@ PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "co
 MAX_HEARD = 300  # mistakes on the page, which has 5 kB for each
 N_EXAMPLES = 3  # correct predictions of each class on the page
 MAX_COLUMNS = 200  # of a spectrogram on the page
-MAX_BLOCKS = 10  # of READ_SAMPLES: a minute at 44.1 kHz is written for browsers
+MAX_BLOCKS = 10  # of a sound that browsers get: a minute of mono at 44.1 kHz, half of it in stereo
 PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
 PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
 # Equal in the training runs of all folds of one cross-validation.
@@ -251,24 +252,36 @@ def score_thresholds(test):
     return scores
 
 
+def order_by_confidence(rows, probabilities):
+    """Order the indices of some predictions, most confident first."""
+    return rows[np.argsort(-probabilities[rows].max(axis=1), kind="stable")]
+
+
+def order_mistakes(y, probabilities):
+    """Find the indices of wrong predictions, most confident first."""
+    return order_by_confidence(np.flatnonzero(probabilities.argmax(axis=1) != y), probabilities)
+
+
 def list_mistakes(names, y, probabilities, classes):
-    """List wrong predictions, most confident first, as the rows of mistakes.csv."""
+    """List wrong predictions, most confident first.
+
+    Returns rows: name, class, predicted class, its probability, the probability of the class, and
+    whether the label is in doubt.
+    """
     predicted = probabilities.argmax(axis=1)
-    confidence = probabilities.max(axis=1)
     is_doubtful = find_doubtful(y, probabilities)
-    wrong = np.flatnonzero(predicted != y)
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    return [(names[i], classes[y[i]], classes[predicted[i]], round(confidence[i], 6),
-             round(probabilities[i, y[i]], 6), "yes" if is_doubtful[i] else "no") for i in order]
+    return [(names[i], classes[y[i]], classes[predicted[i]],
+             round(probabilities[i, predicted[i]], 6), round(probabilities[i, y[i]], 6),
+             bool(is_doubtful[i])) for i in order_mistakes(y, probabilities)]
 
 
 def find_doubtful(y, probabilities):
     """Find labels that may be wrong, by confident learning (Northcutt, Jiang and Chuang 2021).
 
-    A class is likely for a sound if it is as probable as it is, on average, for the sounds with
-    that label. A label is doubtful if the prediction differs from it, and so does the most
-    probable of the likely classes. The network must not have learned from the sounds.
-    Returns bool [shape=(n_sounds,)].
+    The limit of a class is its mean probability over the sounds with that label. A class is likely
+    for a sound if its probability reaches the limit. A label is doubtful if the prediction is wrong
+    and the most probable likely class is another one. The network must not have learned from the
+    sounds. Returns bool [shape=(n_sounds,)].
     """
     limits = np.full(probabilities.shape[1], np.inf)  # of classes without sounds
     for k in np.unique(y):
@@ -280,12 +293,11 @@ def find_doubtful(y, probabilities):
 
 def list_examples(names, y, probabilities):
     """List the most confident correct predictions, N_EXAMPLES of each class at most."""
-    confidence = np.where(probabilities.argmax(axis=1) == y, probabilities.max(axis=1), -1)
+    is_right = probabilities.argmax(axis=1) == y
     examples = []
     for k in np.unique(y):
-        of_class = np.flatnonzero((y == k) & (confidence >= 0))
-        best = of_class[np.argsort(-confidence[of_class], kind="stable")][:N_EXAMPLES]
-        examples += [names[i] for i in best]
+        of_class = order_by_confidence(np.flatnonzero((y == k) & is_right), probabilities)
+        examples += [names[i] for i in of_class[:N_EXAMPLES]]
     return examples
 
 
@@ -311,7 +323,7 @@ def print_report(report, mistakes):
         say(f"  {name}: predicted {predicted} ({confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
-    if n_doubtful := sum(mistake[-1] == "yes" for mistake in mistakes):
+    if n_doubtful := sum(is_doubtful for *_, is_doubtful in mistakes):
         say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv and report.html")
     print_thresholds(report)
     print_folds(report)
@@ -349,8 +361,8 @@ def print_folds(report):
     for name, row in summary.items():
         say(f"{name:16}" + "  {:>8}  {:>8}  {:>9}".format(*map(format_decimals, row)))
     if n_none := int(np.isnan(rows).any(axis=1).sum()):
-        say(f"Folds without a macro AUC, for they test one class only: {n_none}. The mean and std "
-            "of the AUC are those of the others")
+        say(f"Folds without a macro AUC, for they test one class only: {n_none}. They do not count "
+            "in its mean and std")
 
 
 def score_rows(names, y, probabilities, classes):
@@ -545,13 +557,14 @@ def save_page(args, folder, test, report, mistakes):
     predicted = test["probabilities"].argmax(axis=1)
     counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
     examples = list_examples(test["names"], test["y"], test["probabilities"])
-    places = {"args": args, "folder": folder, "test": test}
+    samples = args.data or args.samples
     page = fill_template(
-        "report_template.html", report=report, samples=args.data or args.samples,
+        "report_template.html", report=report, samples=samples,
         classes=[shown(name) for name in classes],
         matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
-        mistakes=[describe_mistake(mistake, **places) for mistake in mistakes[:MAX_HEARD]],
-        examples=[describe_sound(name, **places) for name in examples],
+        mistakes=[describe_mistake(mistake, test, samples, folder)
+                  for mistake in mistakes[:MAX_HEARD]],
+        examples=[describe_sound(name, test, samples, folder) for name in examples],
         n_mistakes=len(mistakes), nyquist=report["features"]["sample_rate"] // 2,
         plots={f"{name}.{args.format}": embed_picture(folder / f"{name}.{args.format}")
                for name in PLOTS})
@@ -567,24 +580,23 @@ def fill_template(name, **values):
     return environment.get_template(name).render(values)
 
 
-def describe_sound(name, args, folder, test):
+def describe_sound(name, test, samples, folder):
     """Describe a test sound for the page: its class, its picture and where to hear it."""
     info = test["info"]
     settings = FeatureSettings(**info["features"])
     spectrogram = test["spectrograms"][name]
     return {"file": shown(name), "label": info["classes"].index(utils.class_of(name)),
             "image": embed_spectrogram(spectrogram),
-            "url": link_sound(name, args.data or args.samples, folder, settings),
+            "url": link_sound(name, samples, folder, settings),
             "seconds": (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate}
 
 
-def describe_mistake(mistake, **places):
-    """Describe a row of mistakes.csv for the page."""
+def describe_mistake(mistake, test, samples, folder):
+    """Describe a row of list_mistakes for the page."""
     name, _, predicted, confidence, _, is_doubtful = mistake
-    classes = places["test"]["info"]["classes"]
-    return describe_sound(name, **places) | {
-        "predicted": classes.index(predicted), "confidence": confidence,
-        "is_doubtful": is_doubtful == "yes"}
+    return describe_sound(name, test, samples, folder) | {
+        "predicted": test["info"]["classes"].index(predicted), "confidence": confidence,
+        "is_doubtful": is_doubtful}
 
 
 def embed_spectrogram(spectrogram):
@@ -744,7 +756,7 @@ def check_folds(paths, infos):
 
 
 def list_known(info):
-    """The names of all sounds that a training run split."""
+    """List the names of all sounds that a training run split, as a set."""
     return {name for subset in (*utils.SUBSETS, "unused") for name in info[subset]}
 
 
@@ -766,8 +778,8 @@ def score_test_set(weights, args):
     predictions = utils.show_progress(predictions, len(names), "Scoring")
     raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
     probabilities = models.apply_temperature(raw, info["temperature"])
-    mistakes = list_mistakes(names, y, probabilities, info["classes"])
-    to_show = [name for name, *_ in mistakes[:MAX_HEARD]] + list_examples(names, y, probabilities)
+    to_show = [names[i] for i in order_mistakes(y, probabilities)[:MAX_HEARD]]
+    to_show += list_examples(names, y, probabilities)
     return {"info": info, "names": names, "y": y, "raw": raw, "probabilities": probabilities,
             "spectrograms": {name: spectrograms[name] for name in to_show}, "n_skipped": n_skipped}
 
@@ -821,7 +833,8 @@ def save_results(args, test, report, mistakes):
     utils.save_csv(folder / "scores.csv", rows)
     mistake_columns = ["file", "class", "predicted", "probability", "probability_of_class",
                        "label_in_doubt"]
-    utils.save_csv(folder / "mistakes.csv", [mistake_columns, *mistakes])
+    marked = [[*row, "yes" if is_doubtful else "no"] for *row, is_doubtful in mistakes]
+    utils.save_csv(folder / "mistakes.csv", [mistake_columns, *marked])
     plot_roc(folder / f"roc_curves.{args.format}", y, probabilities, report)
     plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)
