@@ -117,13 +117,13 @@ def find_group(name, groups=None, copies=None):
     match = groups and groups.search(path)
     if not match:
         return stem_of(source)
-    part = matched_part(match)
+    part = choose_part(match)
     is_at_end = match.end(part) == len(path)
     return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
 
 
-def matched_part(match):
-    """The number of the part of a match that counts: of the capture group, or 0 for all."""
+def choose_part(match):
+    """Choose the part of a match that counts: 1, the capture group, or 0, the whole match."""
     return 1 if match.re.groups and match[1] is not None else 0
 
 
@@ -201,7 +201,7 @@ def match_folds(names, pattern, groups, copies):
         if not match:
             raise UserError(f"{flag}: does not match {name}; use a pattern that matches every "
                             "class/name")
-        text = match[matched_part(match)]
+        text = match[choose_part(match)]
         folds.setdefault(text, set()).add(name)
         group = find_group(name, groups, copies)
         if fold_of_group.setdefault(group, text) != text:
@@ -484,8 +484,9 @@ def describe_changes(earlier, info):
 
 def list_folds(save):
     """List the weights and checkpoints of all folds of an earlier cross-validation."""
-    pattern = re.compile(rf"{re.escape(save.stem)}-fold\d+(\.unfinished)?\.keras")
-    return [path for path in save.parent.glob("*.keras") if pattern.fullmatch(path.name)]
+    weights = [utils.fold_path(save, k) for k in range(1, MAX_FOLDS + 1)]
+    paths = weights + [checkpoint_path(path) for path in weights]
+    return [path for path in paths if path.exists()]
 
 
 # ---------------------------------------------------------------- build
@@ -622,14 +623,15 @@ def validate_network(network, spectrograms, info):
     sounds = ((name, spectrograms[name]) for name in info["validation"])
     probabilities = np.stack([row for _, row in models.predict_sounds(network, sounds)])
     labels = models.one_hot(info["validation"], info["classes"])  # (n_sounds, n_classes)
+    y = labels.argmax(axis=1)
     losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
-    is_right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
+    is_right = probabilities.argmax(axis=1) == y
     temperature = models.fit_temperature(labels, probabilities)
     calibrated = models.apply_temperature(probabilities, temperature)
     scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
               "temperature": temperature}
     for percent in (95, 99):
-        threshold = models.choose_threshold(labels.argmax(axis=1), calibrated, percent / 100)
+        threshold = models.choose_threshold(y, calibrated, percent / 100)
         if threshold is not None:
             scores[f"threshold_{percent}"] = threshold
     return scores

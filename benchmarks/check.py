@@ -47,13 +47,23 @@ FAULTS = {  # fault: the kind in suspicious.csv, the file format, and the change
 }
 
 
+def list_paths(samples):
+    """List the sounds that soundfile can read, sorted."""
+    return sorted(path for path in samples.glob("*/*") if path.suffix in (".wav", ".flac", ".ogg"))
+
+
+def link(path, target, label):
+    """Link a sound into the folder of a class. Returns the name of the link."""
+    (target / label).mkdir(parents=True, exist_ok=True)
+    (target / label / path.name).symlink_to(path.resolve())
+    return f"{label}/{path.name}"
+
+
 def plant(samples, target, fault):
     """Link all sounds into a folder, and write 20 changed ones. Returns their names."""
-    paths = sorted(path for path in samples.glob("*/*") if path.suffix in (".wav", ".flac", ".ogg"))
+    paths = list_paths(samples)
     for path in paths:
-        link = target / path.parent.name / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
+        link(path, target, path.parent.name)
     _, file_format, change = FAULTS[fault]
     planted = set()
     for k in np.random.default_rng(0).choice(len(paths), N_PLANTED, replace=False):
@@ -67,7 +77,7 @@ def plant(samples, target, fault):
 
 def move_labels(samples, target):
     """Link all sounds into a folder, 20 of them into a wrong class. Returns the names of these."""
-    paths = sorted(path for path in samples.glob("*/*") if path.suffix in (".wav", ".flac", ".ogg"))
+    paths = list_paths(samples)
     classes = sorted({path.parent.name for path in paths})
     rng = np.random.default_rng(0)
     chosen = set(rng.choice(len(paths), N_PLANTED, replace=False).tolist())
@@ -75,11 +85,10 @@ def move_labels(samples, target):
     for k, path in enumerate(paths):
         label = path.parent.name
         if k in chosen:
-            label = rng.choice([name for name in classes if name != label])
-            moved.add(f"{label}/{path.name}")
-        link = target / label / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
+            others = [name for name in classes if name != label]
+            moved.add(link(path, target, rng.choice(others)))
+        else:
+            link(path, target, label)
     return moved
 
 
