@@ -13,19 +13,20 @@ confusion matrix and the calibration.
 import argparse
 import base64
 import copy
+import dataclasses
 import io
-import itertools
 import math
 import os
 import platform
 import re
 import sys
 import warnings
-from collections import ChainMap
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import jinja2
 import numpy as np
 import scipy
 
@@ -35,12 +36,15 @@ from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
-MAX_HEARD = 300  # mistakes on the page, which has 5 kB for each
-N_EXAMPLES = 3  # correct predictions of each class on the page
+MAX_HEARD = 300  # mistakes on the page, and correct examples; each takes 5 kB
+N_EXAMPLES = 3  # of each class
+SOUNDS = "sounds"  # beside the page: what is written for browsers
 MAX_COLUMNS = 200  # of a spectrogram on the page
-MAX_BLOCKS = 10  # of a sound that browsers get: a minute of mono at 44.1 kHz, half of it in stereo
 PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
 PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
+MIN_PLAYABLE = 8000  # Hz; Chromium is silent below 3000, Firefox may be below 8000
+MAX_PLAYABLE = 96000  # Hz
+MAX_SECONDS = 60  # of a sound that is written for browsers
 # Equal in the training runs of all folds of one cross-validation.
 FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
              "--folds", "--folds-by")
@@ -52,7 +56,7 @@ DASHES = "-", "--", "-."
 
 
 def parse_threshold(text):
-    """The argparse type of a threshold: a confidence, or "auto"."""
+    """Parse a threshold for argparse: a confidence, or "auto"."""
     if text == "auto":
         return text
     try:
@@ -70,6 +74,7 @@ def add_threshold(parser):
 
 
 def parse_args():
+    """Read the command line."""
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results", "weights"))
     parser.add_argument("sounds", nargs="*", type=Path, metavar="SOUND",
                         help="new sounds to classify, or folders of them")
@@ -100,7 +105,7 @@ def parse_args():
 def load_test_set(args, info):
     """Load the test sounds that the weights name, or all sounds in --data.
 
-    Returns a mapping from name to spectrogram, and how many files were skipped.
+    Returns their utils.Source, a mapping from name to spectrogram, and how many were skipped.
     """
     samples = args.data or args.samples
     preproc = args.data or args.preproc
@@ -112,7 +117,7 @@ def load_test_set(args, info):
     if not spectrograms:
         raise UserError(f"{source.folder}: no test sound of {args.weights} can be read; "
                         "name another labelled folder with --data")
-    return spectrograms, n_skipped
+    return source, spectrograms, n_skipped
 
 
 def check_known_classes(source, args, info):
@@ -257,11 +262,6 @@ def order_by_confidence(rows, probabilities):
     return rows[np.argsort(-probabilities[rows].max(axis=1), kind="stable")]
 
 
-def order_mistakes(y, probabilities):
-    """Find the indices of wrong predictions, most confident first."""
-    return order_by_confidence(np.flatnonzero(probabilities.argmax(axis=1) != y), probabilities)
-
-
 def list_mistakes(names, y, probabilities, classes):
     """List wrong predictions, most confident first.
 
@@ -270,9 +270,10 @@ def list_mistakes(names, y, probabilities, classes):
     """
     predicted = probabilities.argmax(axis=1)
     is_doubtful = find_doubtful(y, probabilities)
+    rows = order_by_confidence(np.flatnonzero(predicted != y), probabilities)
     return [(names[i], classes[y[i]], classes[predicted[i]],
              round(probabilities[i, predicted[i]], 6), round(probabilities[i, y[i]], 6),
-             bool(is_doubtful[i])) for i in order_mistakes(y, probabilities)]
+             bool(is_doubtful[i])) for i in rows]
 
 
 def find_doubtful(y, probabilities):
@@ -291,13 +292,36 @@ def find_doubtful(y, probabilities):
     return is_likely.any(axis=1) & (likeliest != y) & (probabilities.argmax(axis=1) != y)
 
 
-def list_examples(names, y, probabilities):
-    """List the most confident correct predictions, N_EXAMPLES of each class at most."""
-    is_right = probabilities.argmax(axis=1) == y
+def choose_heard(mistakes):
+    """Choose MAX_HEARD mistakes for the page: first the most confident of each pair of classes.
+
+    mistakes: as from list_mistakes. Returns them in the same order.
+    """
+    counts = Counter()
+    ranks = []  # within the pair
+    for _, *pair, _, _, _ in mistakes:
+        ranks.append(counts[tuple(pair)])
+        counts[tuple(pair)] += 1
+    chosen = np.argsort(ranks, kind="stable")[:MAX_HEARD]
+    return [mistakes[i] for i in sorted(chosen)]
+
+
+def list_examples(test, mistakes):
+    """List the most confident correct predictions of the classes in `mistakes`.
+
+    Of all classes, if there are no mistakes. At most N_EXAMPLES of each. Returns their names.
+    """
+    y = test["y"]
+    classes = test["info"]["classes"]
+    wanted = {name for _, *pair, _, _, _ in mistakes for name in pair} or set(classes)
+    n = int(np.clip(MAX_HEARD // len(wanted), 1, N_EXAMPLES))
+    is_right = test["probabilities"].argmax(axis=1) == y
     examples = []
     for k in np.unique(y):
-        of_class = order_by_confidence(np.flatnonzero((y == k) & is_right), probabilities)
-        examples += [names[i] for i in of_class[:N_EXAMPLES]]
+        if classes[k] in wanted:
+            rows = np.flatnonzero((y == k) & is_right)
+            rows = order_by_confidence(rows, test["probabilities"])
+            examples += [test["names"][i] for i in rows[:n]]
     return examples
 
 
@@ -324,7 +348,7 @@ def print_report(report, mistakes):
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
     if n_doubtful := sum(is_doubtful for *_, is_doubtful in mistakes):
-        say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv and report.html")
+        say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv")
     print_thresholds(report)
     print_folds(report)
     low, high = report["accuracy_95"]
@@ -556,16 +580,19 @@ def save_page(args, folder, test, report, mistakes):
     classes = report["classes"]
     predicted = test["probabilities"].argmax(axis=1)
     counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
-    examples = list_examples(test["names"], test["y"], test["probabilities"])
+    heard = choose_heard(mistakes)
+    examples = list_examples(test, heard)
+    names = [name for name, *_ in heard] + examples
     samples = args.data or args.samples
+    cards = (describe_sound(name, test, samples, folder) for name in names)
+    cards = list(utils.show_progress(cards, len(names), "Writing the page"))
     page = fill_template(
-        "report_template.html", report=report, samples=samples,
+        "report_template.html", report=report, samples=samples, max_seconds=MAX_SECONDS,
         classes=[shown(name) for name in classes],
         matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
-        mistakes=[describe_mistake(mistake, test, samples, folder)
-                  for mistake in mistakes[:MAX_HEARD]],
-        examples=[describe_sound(name, test, samples, folder) for name in examples],
-        n_mistakes=len(mistakes), nyquist=report["features"]["sample_rate"] // 2,
+        mistakes=[card | describe_mistake(row, classes) for card, row in zip(cards, heard)],
+        examples=cards[len(heard):], n_mistakes=len(mistakes),
+        nyquist=report["features"]["sample_rate"] // 2,
         plots={f"{name}.{args.format}": embed_picture(folder / f"{name}.{args.format}")
                for name in PLOTS})
     utils.save_text(folder / "report.html", page)
@@ -573,7 +600,6 @@ def save_page(args, folder, test, report, mistakes):
 
 def fill_template(name, **values):
     """Fill in a Jinja template beside this script. Values are escaped: names cannot run code."""
-    import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -582,21 +608,22 @@ def fill_template(name, **values):
 
 def describe_sound(name, test, samples, folder):
     """Describe a test sound for the page: its class, its picture and where to hear it."""
-    info = test["info"]
-    settings = FeatureSettings(**info["features"])
-    spectrogram = test["spectrograms"][name]
-    return {"file": shown(name), "label": info["classes"].index(utils.class_of(name)),
-            "image": embed_spectrogram(spectrogram),
-            "url": link_sound(name, samples, folder, settings),
-            "seconds": (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate}
+    source = test["source"]
+    settings = source.settings
+    spectrogram = source.read(name, folder=source.folder, settings=settings)
+    url = link_sound(name, samples, folder, settings)
+    seconds = (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
+    is_cut = seconds > MAX_SECONDS and url is not None and url.startswith(f"{SOUNDS}/")
+    return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
+            "image": embed_spectrogram(spectrogram), "url": url, "seconds": seconds,
+            "is_cut": is_cut}
 
 
-def describe_mistake(mistake, test, samples, folder):
-    """Describe a row of list_mistakes for the page."""
-    name, _, predicted, confidence, _, is_doubtful = mistake
-    return describe_sound(name, test, samples, folder) | {
-        "predicted": test["info"]["classes"].index(predicted), "confidence": confidence,
-        "is_doubtful": is_doubtful}
+def describe_mistake(mistake, classes):
+    """Describe the prediction of a row of list_mistakes for the page."""
+    _, _, predicted, confidence, _, is_doubtful = mistake
+    return {"predicted": classes.index(predicted), "confidence": confidence,
+            "is_doubtful": is_doubtful}
 
 
 def embed_spectrogram(spectrogram):
@@ -622,30 +649,53 @@ def embed_picture(path):
 def link_sound(name, samples, folder, settings):
     """Make a URL, relative to `folder`, at which a browser can play a sound.
 
-    A format that browsers cannot play is written as WAV into folder/sounds/. Returns None if there
+    A sound that browsers cannot play is written as WAV into folder/sounds/. Returns None if there
     is no sound that can be read.
     """
     path = samples / name
     try:
-        with utils.reading(path), utils.open_sound(path) as file:
-            is_playable = (file.format in PLAYABLE and file.subtype in PLAYABLE_SUBTYPES
-                           and file.channels <= 2)
-        if not is_playable:
-            path = folder / "sounds" / f"{name}.wav"
-            write_wav(samples / name, path, settings)
-        return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except (UserError, OSError, ValueError) as error:  # no sound, or no relative path to its drive
-        if getattr(error, "errno", None) in utils.DISK_FULL:
-            raise
+        if not is_playable(path):
+            y, sample_rate = read_beginning(path, settings)
+            path = folder / SOUNDS / f"{name}.wav"
+            write_wav(path, y, sample_rate)
+    except UserError:
         return None
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # two drives of Windows
+        return path.resolve().as_uri()
+    return quote(os.fsencode(relative.replace(os.sep, "/")))
 
 
-def write_wav(path, target, settings):
-    """Write the beginning of a sound, as the network hears it, with 16 bits. Raises UserError."""
-    blocks = utils.convert_blocks(utils.read_blocks(path), settings)
-    y = np.concatenate(list(itertools.islice(blocks, MAX_BLOCKS)), axis=1)  # (channels, n_samples)
-    with utils.whole_file(target) as temporary:
-        temporary.write_bytes(utils.encode_sound(y.T, settings.sample_rate, "WAV", "PCM_16"))
+def is_playable(path):
+    """Whether browsers can play a sound file. Raises UserError."""
+    with utils.reading(path), utils.open_sound(path) as file:
+        return (file.format in PLAYABLE and file.subtype in PLAYABLE_SUBTYPES
+                and file.channels <= 2 and MIN_PLAYABLE <= file.samplerate <= MAX_PLAYABLE)
+
+
+def read_beginning(path, settings):
+    """Read MAX_SECONDS of a sound as the network hears it, at a rate that browsers can play.
+
+    Returns float32 [shape=(n_samples, n_channels)] and the rate in Hz. Raises UserError.
+    """
+    sample_rate = int(np.clip(settings.sample_rate, MIN_PLAYABLE, MAX_PLAYABLE))
+    settings = dataclasses.replace(settings, sample_rate=sample_rate,
+                                   channels=min(settings.channels, 2))
+    n_left = MAX_SECONDS * sample_rate
+    parts = []
+    for block in utils.convert_blocks(utils.read_blocks(path), settings):
+        parts.append(block[:, :n_left])  # (channels, n)
+        n_left -= block.shape[1]
+        if n_left <= 0:
+            break
+    return np.concatenate(parts, axis=1).T, sample_rate
+
+
+def write_wav(path, y, sample_rate):
+    """Write y, float32 [shape=(n_samples, n_channels)], as WAV with 16 bits."""
+    with utils.whole_file(path) as temporary:
+        temporary.write_bytes(utils.encode_sound(y, sample_rate, "WAV", "PCM_16"))
 
 
 # ---------------------------------------------------------------- classify new sounds
@@ -763,25 +813,23 @@ def list_known(info):
 def score_test_set(weights, args):
     """Score the test sounds of a network.
 
-    Returns a dict: info, names, y [shape=(n_sounds,)], the probabilities [shape=(n_sounds,
-    n_classes)], the same before calibration ("raw"), the spectrograms that are shown by name, and
-    how many sounds were skipped.
+    Returns a dict: info, the source of the spectrograms, names, y [shape=(n_sounds,)], the
+    probabilities [shape=(n_sounds, n_classes)], the same before calibration ("raw"), and how many
+    sounds were skipped.
     """
     import models
     args = copy.copy(args)
     args.weights = weights  # which messages name
     network, info = models.load_network(weights)
-    spectrograms, n_skipped = load_test_set(args, info)
+    source, spectrograms, n_skipped = load_test_set(args, info)
     names = list(spectrograms)
     y = models.class_indices(names, info["classes"])
     predictions = models.predict_sounds(network, spectrograms.items())
     predictions = utils.show_progress(predictions, len(names), "Scoring")
     raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
     probabilities = models.apply_temperature(raw, info["temperature"])
-    to_show = [names[i] for i in order_mistakes(y, probabilities)[:MAX_HEARD]]
-    to_show += list_examples(names, y, probabilities)
-    return {"info": info, "names": names, "y": y, "raw": raw, "probabilities": probabilities,
-            "spectrograms": {name: spectrograms[name] for name in to_show}, "n_skipped": n_skipped}
+    return {"info": info, "source": source, "names": names, "y": y, "raw": raw,
+            "probabilities": probabilities, "n_skipped": n_skipped}
 
 
 def pool_folds(folds):
@@ -791,7 +839,7 @@ def pool_folds(folds):
     temperature = float(np.mean([fold["info"]["temperature"] for fold in folds]))
     return pooled | {"info": folds[0]["info"] | {"temperature": temperature},
                      "names": [name for fold in folds for name in fold["names"]],
-                     "spectrograms": dict(ChainMap(*(fold["spectrograms"] for fold in folds))),
+                     "source": folds[0]["source"],
                      "n_skipped": sum(fold["n_skipped"] for fold in folds)}
 
 
@@ -806,6 +854,7 @@ def score_folds(tests):
 
 def evaluate(args):
     """Score the test sounds, and write the results. Returns how many sounds were skipped."""
+    folder = choose_folder(args)
     paths = list_weights(args)
     import models  # loads Keras
     tests = [score_test_set(path, args) for path in paths]
@@ -819,13 +868,23 @@ def evaluate(args):
         del report["n_train"], report["n_validation"]  # each fold has its own
     mistakes = list_mistakes(test["names"], test["y"], test["probabilities"], report["classes"])
     print_report(report, mistakes)
-    save_results(args, test, report, mistakes)
+    save_results(args, folder, test, report, mistakes)
     return test["n_skipped"]
 
 
-def save_results(args, test, report, mistakes):
-    """Write the scores of a test set as tables, pictures and a page."""
+def choose_folder(args):
+    """Choose the folder for the results. Raises UserError if their sounds would join the user's."""
     folder = args.results / flatten_path(args.data) if args.data else args.results
+    sounds = folder / SOUNDS
+    for place in filter(None, (args.samples, args.data)):
+        if sounds.resolve().is_relative_to(place.resolve()):
+            raise UserError(f"{sounds}: sounds for the page would come among those of {place}; "
+                            "name another folder with --results")
+    return folder
+
+
+def save_results(args, folder, test, report, mistakes):
+    """Write the scores of a test set as tables, pictures and a page."""
     y = test["y"]
     probabilities = test["probabilities"]
     rows = score_rows(test["names"], y, probabilities, report["classes"])

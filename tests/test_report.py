@@ -3,6 +3,7 @@ import contextlib
 import errno
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -10,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SAMPLE_RATE, made_once, read_table, run, tone
+from conftest import ROOT, SAMPLE_RATE, made_once, one_line, read_table, run, tone
 
 import eval_network
 import models
@@ -21,24 +22,32 @@ FORMATS = [(".wav", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG
            (".mp3", "MP3", "MPEG_LAYER_III"), (".aiff", "AIFF", "PCM_16"),
            ("24.wav", "WAV", "PCM_24"), ("f.wav", "WAV", "FLOAT"), ("24.flac", "FLAC", "PCM_24"),
            (" 100% #1?.wav", "WAV", "PCM_16")]
+SLOW = "2k.wav"  # at 2 kHz, which Chromium plays as silence
+N_MISTAKES = len(FORMATS) + 1
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, trained):
-    """A folder with Results/data/report.html of 27 tones, nine of which have a wrong label."""
+    """A folder with Results/data/report.html of 29 tones.
+
+    Ten of the third class are wrong: three sound like the first class, seven like the second.
+    """
     def make(folder):
         network, info = models.load_network(trained / "weights.keras")
         info["classes"] = sorted(HOSTILE)  # they were high, low and middle
         models.save_network(network, info, folder / "weights.keras")
         rng = np.random.default_rng(5)
-        for label, hertz in zip(info["classes"], (1800, 200, 200)):
+        n = len(FORMATS)
+        for label, pitches in zip(info["classes"], ([1800] * n, [200] * n, [1800] * 3 + [200] * 6)):
             (folder / "data" / label).mkdir(parents=True)
-            for ending, *kind in FORMATS:
+            for hertz, (ending, *kind) in zip(pitches, FORMATS):
                 y = np.repeat(tone(rng, hertz, 2)[:, None], 2, axis=1)
                 soundfile.write(folder / "data" / label / f"x{ending}", y, SAMPLE_RATE,
                                 format=kind[0], subtype=kind[1])
+            if label != info["classes"][0]:
+                soundfile.write(folder / "data" / label / f"x{SLOW}", y[::4], SAMPLE_RATE // 4)
         said = run("eval_network.py", "--data", "data", cwd=folder).stdout
         (folder / "eval.txt").write_text(said)
     return made_once(tmp_path_factory, "report", make)
@@ -58,7 +67,7 @@ class Links(HTMLParser):
 
 def sounds_of(folder):
     links = Links(folder / "report.html").found
-    return [folder / unquote(link) for link in links if not link.startswith("data:")]
+    return [folder / unquote(link) for link in links if not link.startswith(("data:", "#"))]
 
 
 # ---------------------------------------------------------------- the file
@@ -66,8 +75,9 @@ def sounds_of(folder):
 def test_the_page_needs_no_network_and_links_only_sounds_by_relative_path(report):
     page = report / "Results/data/report.html"
     others = [link for link in Links(page).found if not link.startswith("data:")]
-    assert len(others) == 9 + 6 and all(link.startswith(("../../data/", "sounds/"))
-                                        for link in others)
+    others = [link for link in others if link != "#examples"]
+    assert len(others) == N_MISTAKES + 6
+    assert all(link.startswith(("../../data/", "sounds/")) for link in others)
     assert not re.search(r"https?:|@import|url\(", page.read_text())
     assert page.stat().st_size < 1e6
 
@@ -80,25 +90,77 @@ def test_every_linked_sound_is_one_that_browsers_play(report):
     assert {kind for name, kind in kinds.items() if not name.endswith(".wav.wav")} >= {
         ("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")}
     converted = {path.name for path in paths if folder / "sounds" in path.parents}
-    assert converted == {"x.aiff.wav", "x24.wav.wav", "xf.wav.wav", "x24.flac.wav"}
+    assert converted == {"x.aiff.wav", "x24.wav.wav", "xf.wav.wav", "x24.flac.wav", "x2k.wav.wav"}
     assert {kinds[name] for name in converted} == {("WAV", "PCM_16")}
+    assert min(soundfile.info(path).samplerate for path in paths) == SAMPLE_RATE
     assert all(soundfile.info(path).duration == pytest.approx(2, abs=0.1) for path in paths)
 
 
-def test_long_sounds_are_shortened_for_browsers(tmp_path):
-    settings = models.FeatureSettings(SAMPLE_RATE, 96, 512, 128)
-    soundfile.write(tmp_path / "long.aiff", np.zeros(400 * SAMPLE_RATE), SAMPLE_RATE)
-    eval_network.write_wav(tmp_path / "long.aiff", tmp_path / "long.wav", settings)
-    assert soundfile.info(tmp_path / "long.wav").duration < 330
+@pytest.mark.parametrize("channels, rate, network_channels", [(1, 8000, 1), (6, 16000, 2),
+                                                              (1, 1000, 1), (3, 8000, 3)])
+def test_of_long_sounds_browsers_get_the_first_minute(tmp_path, channels, rate, network_channels):
+    settings = models.FeatureSettings(rate, 96, 512, 128, network_channels)
+    y = np.zeros((70 * rate, channels))
+    y[0] = 0.5
+    soundfile.write(tmp_path / "long.aiff", y, rate)
+    y, found_rate = eval_network.read_beginning(tmp_path / "long.aiff", settings)
+    assert y.shape == (60 * found_rate, min(network_channels, 2))
+    assert found_rate == max(rate, 8000) and y[:20].max() > 0.01
 
 
-def test_full_disk_ends_the_run_and_leaves_no_half_of_a_sound(report, evaluate, tmp_path,
-                                                              monkeypatch):
+def test_page_says_that_a_sound_is_only_begun(report, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_network, "MAX_SECONDS", 1)
+    evaluate(report, "--data", "data", "--results", tmp_path)
+    page = (tmp_path / "data/report.html").read_text()
+    converted = sorted(tmp_path.glob("data/sounds/*/*.wav"))
+    assert converted and {soundfile.info(path).duration for path in converted} == {1}
+    assert page.count("you hear the first 1 s") == page.count('src="sounds/')
+
+
+def test_sounds_of_the_page_never_come_among_the_users_sounds(report, tmp_path):
+    for samples, results, *data in (("sounds", "."), ("x", "x"), ("x", "x", "--data", "data")):
+        line = one_line("eval_network.py", "--samples", samples, "--results", results, *data,
+                        "--weights", report / "weights.keras", cwd=tmp_path)
+        assert "sounds for the page would come among those of" in line and "--results" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_are_right_from_a_folder_elsewhere(report, evaluate, tmp_path):
+    evaluate(report, "--data", "data", "--results", tmp_path / "else where/deep")
+    found = sounds_of(tmp_path / "else where/deep/data")
+    assert len(found) == N_MISTAKES + 6 and all(path.is_file() for path in found)
+
+
+def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evaluate, tmp_path,
+                                                                   monkeypatch):
+    monkeypatch.setattr(eval_network, "MAX_HEARD", 4)
+    monkeypatch.setattr(eval_network, "MAX_CELLS", 2)
+    evaluate(report, "--data", "data", "--results", tmp_path)
+    page = (tmp_path / "data/report.html").read_text()
+    pairs = re.findall(r'<li tabindex="-1" data-label="(.)" data-predicted="(.)"', page)
+    assert sorted(pairs) == [("2", "0")] * 2 + [("2", "1")] * 2
+    assert f"The page holds 4 of {N_MISTAKES}" in page and page.count("<audio") == 4 + 2
+    assert "The confusion matrix of 3 classes is below" in page
+    assert '<table class="matrix"' not in page
+
+
+def test_examples_are_of_the_classes_in_the_mistakes():
+    y = np.repeat(range(4), 5)
+    test = {"y": y, "names": [f"{k}/{i}" for i, k in enumerate(y)], "info": {"classes": "abcd"},
+            "probabilities": np.eye(4)[y] * np.linspace(0.5, 1, 20)[:, None]}
+    assert len(eval_network.list_examples(test, [])) == 4 * 3
+    some = eval_network.list_examples(test, [("0/0", "b", "d", 0.9, 0.1, False)])
+    assert some == ["1/9", "1/8", "1/7", "3/19", "3/18", "3/17"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_full_or_closed_disk_ends_the_run_and_leaves_no_half_of_a_sound(
+        report, evaluate, tmp_path, monkeypatch, number):
     write = Path.write_bytes
 
     def fail(path, data):
         if path.suffix == ".wav":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, "No space left on device")
         return write(path, data)
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space left"):
@@ -124,7 +186,7 @@ def test_sounds_that_are_not_there_are_named_and_other_picture_formats_are_shown
         evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras", "--format",
                  kind)
         page = (tmp_path / "Results/data/report.html").read_text()
-        assert page.count("The sound is not in data.") == 15 and tag in page
+        assert page.count("The sound is not in data, or") == N_MISTAKES + 6 and tag in page
 
 
 def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_path):
@@ -132,7 +194,8 @@ def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_
     shutil.copytree(report / "data" / label, tmp_path / "data" / label)
     evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras")
     page = (tmp_path / "Results/data/report.html").read_text()
-    assert "100.0 % of 9 test sounds are right" in page and "<p>No mistakes.</p>" in page
+    assert "10 of 10 test sounds are right (100.00 %)" in re.sub(r"\s+", " ", page)
+    assert "<p>No mistakes.</p>" in page
     assert "<form" not in page and "<script>" not in page and page.count("<audio") == 3
 
 
@@ -152,7 +215,7 @@ def test_labels_in_doubt_are_marked_in_the_table_and_counted(report):
     said = (report / "eval.txt").read_text()
     rows = read_table(report / "Results/data/mistakes.csv")
     marks = [row["label_in_doubt"] for row in rows]
-    assert len(rows) == 9 and set(marks) <= {"yes", "no"} and "yes" in marks
+    assert len(rows) == N_MISTAKES and set(marks) <= {"yes", "no"} and "yes" in marks
     assert f"Labels in doubt: {marks.count('yes')}, marked in mistakes.csv" in said
     page = (report / "Results/data/report.html").read_text()
     assert page.count("A wrong label, or a hard sound.") == marks.count("yes")
@@ -194,25 +257,29 @@ def visible(page, selector):
 def test_hostile_names_are_shown_and_not_run(page):
     names = page.locator("tbody th button").all_inner_texts()
     assert names == sorted(HOSTILE)
-    heading = page.locator("#mistakes h3").first.inner_text()
-    assert heading.startswith(f"{names[2]}, predicted {names[1]} (0.")
+    headings = page.locator("#mistakes h3").all_inner_texts()
+    pairs = Counter(heading[:heading.rindex(" (0.")] for heading in headings)
+    assert pairs == {f"{names[2]}, predicted {names[0]}": 3, f"{names[2]}, predicted {names[1]}": 7}
     assert page.locator("#mistakes .file").first.inner_text().startswith(f"{names[2]}/x")
 
 
 def test_a_click_on_a_cell_or_class_shows_its_mistakes_and_correct_examples(page):
-    assert visible(page, "#mistakes > li").count() == 9
-    page.locator(".matrix button").click()
-    assert page.locator("#count").inner_text() == "9 of 9 mistakes"
-    assert page.locator("[aria-pressed=true]").count() == 1
-    assert visible(page, "#examples h3").all_inner_texts() == [sorted(HOSTILE)[1]]
-    page.get_by_role("button", name=sorted(HOSTILE)[0]).click()
+    names = sorted(HOSTILE)
+    assert visible(page, "#mistakes > li").count() == 10
+    for k, n in ((0, 3), (1, 7)):
+        page.get_by_role("button", name=f"{n} of {names[2]} predicted {names[k]}").click()
+        assert page.locator("#count").inner_text() == f"{n} of 10 mistakes"
+        assert visible(page, "#mistakes > li").count() == n
+        assert page.locator("[aria-pressed=true]").count() == 1
+        assert visible(page, "#examples h3").all_inner_texts() == [names[k]]
+    page.get_by_role("button", name=names[0], exact=True).click()
     assert visible(page, "#mistakes > li").count() == 0
     page.get_by_role("button", name="show all").click()
-    page.wait_for_function("document.getElementById('count').textContent === '9 of 9 mistakes'")
+    page.wait_for_function("document.getElementById('count').textContent === '10 of 10 mistakes'")
     assert visible(page, "#examples li").count() == 6
-    page.get_by_label("Predicted").select_option(index=1)
-    assert visible(page, "#mistakes > li").count() == 0
-    page.get_by_label("Predicted").select_option(index=0)
+    page.locator("#predicted").select_option(index=1)
+    assert visible(page, "#mistakes > li").count() == 3
+    page.locator("#predicted").select_option(index=0)
     page.get_by_label("only labels in doubt").check()
     n_doubtful = page.get_by_text("A wrong label, or a hard sound.").count()
     assert visible(page, "#mistakes > li").count() == n_doubtful
@@ -230,9 +297,42 @@ def test_arrow_keys_walk_through_the_mistakes_and_play_each_alone(page):
                                "audio.getAttribute('src') === source)", arg=source)
         assert page.evaluate(f"{PLAYING}.length") == 1
         assert mistakes.nth(position).get_attribute("aria-current") == "true"
-    page.get_by_label("True class").focus()
-    page.keyboard.press("ArrowLeft")  # changes the field instead
-    assert mistakes.nth(1).get_attribute("aria-current") == "true"
+
+
+def test_arrow_keys_are_left_to_what_uses_them_itself(page):
+    current = page.locator("#mistakes > li[aria-current]")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    first = current.locator(".file").inner_text()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Tab")  # to the player, in which the keys seek
+    assert page.evaluate("document.activeElement.tagName") == "AUDIO"
+    page.keyboard.press("ArrowRight")
+    page.get_by_label("Confusion matrix").focus()
+    page.keyboard.press("ArrowRight")
+    assert current.locator(".file").inner_text() == first
+    page.locator("#label").focus()
+    page.keyboard.press("ArrowRight")
+    assert current.locator(".file").inner_text() == first
+
+
+def test_arrow_keys_walk_on_from_the_mistake_that_was_played(page):
+    mistakes = page.locator("#mistakes > li")
+    mistakes.nth(3).locator("audio").click(position={"x": 20, "y": 15})
+    page.wait_for_function(f"{PLAYING}.length === 1")
+    assert mistakes.nth(3).get_attribute("aria-current") == "true"
+    page.keyboard.press("ArrowRight")
+    assert mistakes.nth(4).get_attribute("aria-current") == "true"
+    assert page.evaluate("document.activeElement.tagName") == "LI"
+
+
+def test_a_sound_stops_when_its_mistake_is_hidden(page):
+    page.locator("#predicted").select_option(index=1)
+    page.get_by_role("heading", name="Mistakes").click()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{PLAYING}.length === 1")
+    page.locator("#predicted").select_option(index=2)
+    assert page.evaluate(f"{PLAYING}.length") == 0
 
 
 def test_sounds_of_all_formats_play(page):
@@ -242,7 +342,7 @@ def test_sounds_of_all_formats_play(page):
             audio.onerror = () => resolve(null);
             audio.load();
         })))""")
-    assert durations == pytest.approx([2] * 15, abs=0.1)
+    assert durations == pytest.approx([2] * (N_MISTAKES + 6), abs=0.1)
 
 
 def test_the_page_fits_a_phone_and_is_dark_and_printable(page):
@@ -253,7 +353,7 @@ def test_the_page_fits_a_phone_and_is_dark_and_printable(page):
     page.emulate_media(color_scheme="dark")
     assert page.evaluate(paper) == "rgb(21, 25, 29)"
     page.emulate_media(media="print", color_scheme="light")
-    assert visible(page, "audio").count() == 0 and visible(page, "#mistakes > li").count() == 9
+    assert visible(page, "audio").count() == 0 and visible(page, "#mistakes > li").count() == 10
 
 
 def test_the_demo_ends_with_the_page():

@@ -34,9 +34,12 @@ from common import (
 
 
 def results_in(preproc):
-    """The bytes of all files in a Preproc/, but for its settings and temporary files."""
+    """The bytes of the spectrograms in a Preproc/, and of skipped.csv.
+
+    suspicious.csv comes after the spectrograms are finished. The next run adds it if it is missing.
+    """
     return {name: data for name, data in files_of(preproc).items()
-            if name != "settings.json" and not is_temporary(name)}
+            if name not in ("settings.json", "suspicious.csv") and not is_temporary(name)}
 
 
 def assert_whole(preproc, *versions):
