@@ -556,8 +556,9 @@ def plot_coverage(path, y, probabilities, report):
                    "the sounds at or above the threshold")
         panel.step(thresholds, accuracy, color=COLORS[0], where="post", label="accuracy on these")
         for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
+            origin = f"{key[-2:]} % right among the validation sounds"
             panel.axvline(scores["threshold"], color="0.4", ls=dashes,
-                          label=f"{scores['threshold']:.4f}: {key[-2:]} % right in validation")
+                          label=f"{scores['threshold']:.4f}: {origin}")
         panel.set_xscale("logit")
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xticks([], minor=True)

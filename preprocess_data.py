@@ -37,6 +37,7 @@ MAX_DISTANCE = 1  # dB between the fingerprints of equal sounds
 N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
 MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
 SILENT = 1e-3  # the largest sample of a silent sound; full scale is 1
+FULL_SCALE = 1 - 2**-15  # 32767, the largest sample of 16 bits
 CLIPPED_SHARE = 5e-3  # a clipped sound has a larger share of samples at its peak
 TELLING_AUC = 0.99  # of a property that gives a class away
 MIN_CLASS_SIZE = 5  # sounds; in a smaller class, a property may give it away by chance
@@ -224,7 +225,8 @@ def measure_sound(name, samples, preproc, settings):
     n_clipped = 0
     for block, sample_rate in utils.read_blocks(Path(samples, name)):  # noqa: B007
         sizes = np.abs(block)
-        sizes[sizes == 1] = 1 - 2**-15  # full scale in 16 bits is 32767, and -32768
+        is_full = (sizes > FULL_SCALE) & (sizes <= 1)  # in 24 bits, or -32768 in 16 bits
+        sizes[is_full] = FULL_SCALE
         if sizes.max() > peak:
             peak = float(sizes.max())
             n_clipped = 0
@@ -380,14 +382,13 @@ def find_suspicious(measures, preproc):
 
 
 def check_sounds(args, names, settings):
-    """Print what may be wrong with the sounds, a line for each kind, and list it in a table.
-
-    Returns a dict from each sound whose spectrogram is damaged to its UserError.
-    """
+    """Print what may be wrong with the sounds, a line for each kind, and list it in a table."""
     measure = partial(measure_sound, samples=args.samples, preproc=args.preproc, settings=settings)
     measures, errors = utils.map_files(measure, names, "Checking", args.jobs, args.dask,
                                        folder=args.samples)
-    rows = find_suspicious(measures, args.preproc)
+    rows = [("unreadable", utils.class_of(name), name, str(error))
+            for name, error in errors.items()]
+    rows += find_suspicious(measures, args.preproc)
     path = args.preproc / SUSPICIOUS_FILE
     utils.save_csv(path, [("kind", "class", "file", "detail"), *rows])
     for kind, n in Counter(kind for kind, *_ in rows).items():
@@ -395,7 +396,6 @@ def check_sounds(args, names, settings):
         say(f"Suspicious, {kind}: {n}, such as {file or class_name} ({detail})")
     if rows:
         say(f"{path}: lists all suspicious sounds")
-    return errors
 
 
 # ---------------------------------------------------------------- the command
@@ -505,7 +505,7 @@ def main():
         if not (args.preproc / SUSPICIOUS_FILE).exists():  # removed with each change
             copies = utils.find_copies(sounds, args.samples)
             readable = [name for name in sounds if name not in copies and name not in errors]
-            errors |= check_sounds(args, readable, settings)
+            check_sounds(args, readable, settings)
     listed = f", all in {args.preproc}/{SKIPPED_FILE}"
     n_bad = utils.name_skipped(errors, listed)
     if not written and not n_kept:

@@ -551,7 +551,8 @@ def note_empty_subsets(info, counts):
     for subset in SUBSETS:
         bare = [name for name in info["classes"] if not counts[subset][name]]
         if bare and info[subset]:
-            remedy = "" if info["fold"] else "; another --seed splits differently"
+            is_chosen = info["fold"] or (subset == "test" and info.get("--test"))
+            remedy = "" if is_chosen else "; another --seed splits differently"
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
 
 

@@ -171,8 +171,8 @@ def check_weights_path(path):
         found = "a folder" if Path(path).is_dir() else "nothing there"
         fold = fold_path(Path(path), 1)
         if fold.is_file():
-            raise UserError(f"{path}: found only the weights of folds; evaluate them with --folds, "
-                            f"or name one of them, such as --weights {fold}")
+            raise UserError(f"{path}: found only the weights of folds; name one of them, such as "
+                            f"--weights {fold}; eval_network.py --folds evaluates all of them")
         raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}; "
                         "train first, or name other weights")
     if Path(path).suffix != ".keras":  # Keras would read another format without any check

@@ -74,16 +74,19 @@ def test_copies_are_not_checked_and_unchanged_sounds_not_again(preprocessed):
     assert "Checking" in run("preprocess_data.py", cwd=preprocessed).stdout
 
 
-def test_clipping_at_full_scale_of_16_bits_is_found_on_both_sides(tmp_path):
-    y = np.tile([20000, 32767, 32767, 100, -20000, -32768, -32768, -100], 100).astype(np.int16)
-    soundfile.write(tmp_path / "x.wav", y, RATE)
+@pytest.mark.parametrize("bits, kind", [(16, "PCM_16"), (24, "PCM_24"), (32, "PCM_32")])
+def test_clipping_at_full_scale_is_found_on_both_sides(tmp_path, bits, kind):
+    top = 2**(bits - 1)
+    y = np.array([0.6 * top, top - 1, top - 1, 100, -0.6 * top, -top, -top, -100]).astype(np.int64)
+    y = np.tile(y << (32 - bits), 100).astype(np.int32)  # soundfile takes the upper bits
+    soundfile.write(tmp_path / "x.wav", y, RATE, kind)
     np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
     settings = utils.default_settings(RATE)
     found = preprocess_data.measure_sound("x.wav", tmp_path, tmp_path, settings)
     assert found.clipped == pytest.approx(1 / 4)
 
 
-def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_named(preprocessed):
+def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_listed(preprocessed):
     folder = preprocessed / "Samples"
     shutil.copy(folder / "low/00.wav", folder / "low/copy.wav")
     run("preprocess_data.py", cwd=preprocessed)
@@ -97,9 +100,12 @@ def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_named(pre
     os.utime(array, ns=(times.st_mtime_ns, times.st_mtime_ns))
     (folder / "low/copy.wav").unlink()
     shutil.copy(folder / "low/02.wav", folder / "low/03.wav")
-    error = run("preprocess_data.py", cwd=preprocessed, status=1).stderr
-    assert "skipped Preproc/low/01.wav.npy: expected decibels, found NaN" in error
-    assert read_suspicious(preprocessed).keys() == {("identical", "low/03.wav")}
+    said = run("preprocess_data.py", cwd=preprocessed).stdout
+    reason = "Preproc/low/01.wav.npy: expected decibels, found NaN"
+    assert f"Suspicious, unreadable: 1, such as low/01.wav ({reason}" in said
+    found = read_suspicious(preprocessed)
+    assert found.keys() == {("identical", "low/03.wav"), ("unreadable", "low/01.wav")}
+    assert found["unreadable", "low/01.wav"].startswith(reason)
 
 
 def test_stereo_spectrograms_are_checked(preprocessed):

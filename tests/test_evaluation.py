@@ -494,8 +494,8 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
 
 def test_weights_of_folds_alone_are_named_where_a_network_is_missing(folded):
     line = one_line("eval_network.py", cwd=folded)
-    assert "weights.keras: found only the weights of folds; evaluate them with --folds" in line
-    assert line.endswith("such as --weights weights-fold1.keras")
+    assert "weights.keras: found only the weights of folds; name one of them" in line
+    assert "--weights weights-fold1.keras; eval_network.py --folds evaluates all of them" in line
 
 
 def test_a_fold_without_auc_does_not_hide_the_mean_of_the_others(capsys):
