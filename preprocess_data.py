@@ -24,10 +24,9 @@ import scipy
 
 import augment_data
 import utils
-from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, UserError, say
+from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, SUSPICIOUS_FILE, UserError, say
 
 NPY_HEADER = 128  # bytes of a .npy file before its values
-SUSPICIOUS_FILE = "suspicious.csv"
 N_PARTS = 16  # ranges of bands in a fingerprint
 MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour takes little memory
 MAX_SHIFT = 4  # frames by which one of two equal sounds may be late

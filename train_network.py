@@ -380,6 +380,24 @@ def note_twins(split, found):
                         "add other recordings")
 
 
+def note_alike(split, folder):
+    """Print how many sounds are nearly identical to one of another subset.
+
+    folder: of the spectrograms, with the table in which preprocess_data.py lists such pairs.
+    """
+    subset_of = {name: subset for subset in SUBSETS for name in split[subset]}
+    path = folder / utils.SUSPICIOUS_FILE
+    pairs = []
+    for row in utils.read_csv(path):
+        if row.get("kind", "").startswith("nearly identical"):
+            pairs.append((row.get("file"), row.get("detail", "").rpartition(", ")[0]))
+    alike = [pair for pair in pairs if len({subset_of.get(name) for name in pair} - {None}) == 2]
+    if alike:
+        say(f"{len(alike)} sounds are nearly identical to one of another subset, such as "
+            f"{alike[0][0]} and {alike[0][1]}: the scores may be too good; {path} lists them; "
+            "remove some, or keep them together with --groups")
+
+
 def hash_contents(spectrograms):
     """A key for each sound; identical spectrograms, and no others, share it.
 
@@ -416,13 +434,16 @@ def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
     else:
         split |= {"seen": [], "learned": []}
     split = leave_out_twins(split, spectrograms)
+    note_alike(split, source.folder)
     used = {name for subset in SUBSETS for name in split[subset]}
     return split | {"unused": sorted(set(names) - used)}
 
 
 def note_groups(names, args, copies):
-    """Print how many names --groups does not match, or suggest a --groups if none is given."""
+    """Print how many groups --groups makes, or suggest a --groups if none is given."""
     if args.groups:
+        groups = sorted({find_group(name, args.groups, copies) for name in names})
+        say(f"--groups makes {len(groups)} groups, such as {groups[0]} and {groups[-1]}")
         loose = [name for name in names
                  if find_group(name, args.groups, copies) == find_group(name, None, copies)]
         if loose:

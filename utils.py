@@ -50,6 +50,7 @@ TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile cannot 
 SUBSETS = "train", "validation", "test"  # of a split
 SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.csv"
+SUSPICIOUS_FILE = "suspicious.csv"
 AUGMENTATIONS = "augmentations.csv"  # lists the copies in a folder
 COPY = re.compile(r"_aug(\d+)(?=(\.[^./]*)?$)")  # the mark of a copy, before the extension
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # a file that was being written

@@ -8,6 +8,7 @@ import soundfile
 from conftest import read_table, run
 
 import preprocess_data
+import train_network
 import utils
 
 RATE = 8000  # Hz
@@ -106,6 +107,25 @@ def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_listed(pr
     found = read_suspicious(preprocessed)
     assert found.keys() == {("identical", "low/03.wav"), ("unreadable", "low/01.wav")}
     assert found["unreadable", "low/01.wav"].startswith(reason)
+
+
+def test_training_says_which_subsets_hold_nearly_identical_sounds(preprocessed, capsys):
+    low = preprocessed / "Samples/low"
+    (low / "00.wav").rename(low / "=a, 1.wav")
+    names = sorted(path.name for path in low.iterdir())
+    for i, name in enumerate(names):
+        y, _ = soundfile.read(low / name)
+        soundfile.write(low / f"copy{i}.wav", 0.9 * y, RATE)
+    run("preprocess_data.py", cwd=preprocessed)
+    split = {"train": [f"low/{name}" for name in names], "validation": ["low/copy9.wav"],
+             "test": [f"low/copy{i}.wav" for i in range(6)]}
+    train_network.note_alike(split, preprocessed / "Preproc")
+    said = capsys.readouterr().out
+    assert said.startswith("7 sounds are nearly identical to one of another subset")
+    assert "suspicious.csv lists them" in said
+    train_network.note_alike(split | {"validation": [], "test": []}, preprocessed / "Preproc")
+    train_network.note_alike(split, preprocessed / "Samples")  # without a table
+    assert capsys.readouterr().out == ""
 
 
 def test_stereo_spectrograms_are_checked(preprocessed):
