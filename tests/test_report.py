@@ -355,7 +355,8 @@ def test_the_page_fits_a_phone_and_is_dark_and_printable(page):
     page.emulate_media(media="print", color_scheme="light")
     assert visible(page, "audio").count() == 0 and visible(page, "#mistakes > li").count() == 10
     page.set_viewport_size({"width": 1200, "height": 800})  # of paper on its side
-    assert page.evaluate("getComputedStyle(document.getElementById('examples')).overflowY") == "visible"
+    style = "getComputedStyle(document.getElementById('examples')).overflowY"
+    assert page.evaluate(style) == "visible"
 
 
 def test_the_demo_ends_with_the_page():
