@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -262,18 +263,31 @@ def order_by_confidence(rows, probabilities):
     return rows[np.argsort(-probabilities[rows].max(axis=1), kind="stable")]
 
 
-def list_mistakes(names, y, probabilities, classes):
-    """List wrong predictions, most confident first.
+class Mistake(NamedTuple):
+    """A wrong prediction."""
 
-    Returns rows: name, class, predicted class, its probability, the probability of the class, and
-    whether the label is in doubt.
-    """
+    file: str
+    label: str  # its class
+    predicted: str
+    confidence: float  # the probability of the predicted class
+    probability: float  # of the class
+    is_doubtful: bool  # whether the label may be wrong
+
+
+def list_mistakes(test):
+    """List the wrong predictions, most confident first. Returns a list of Mistake."""
+    y = test["y"]
+    probabilities = test["probabilities"]
+    classes = test["info"]["classes"]
     predicted = probabilities.argmax(axis=1)
     is_doubtful = find_doubtful(y, probabilities)
-    rows = order_by_confidence(np.flatnonzero(predicted != y), probabilities)
-    return [(names[i], classes[y[i]], classes[predicted[i]],
-             round(probabilities[i, predicted[i]], 6), round(probabilities[i, y[i]], 6),
-             bool(is_doubtful[i])) for i in rows]
+    mistakes = []
+    for i in order_by_confidence(np.flatnonzero(predicted != y), probabilities):
+        row = probabilities[i]
+        mistakes.append(Mistake(
+            test["names"][i], classes[y[i]], classes[predicted[i]], round(row.max(), 6),
+            round(row[y[i]], 6), bool(is_doubtful[i])))
+    return mistakes
 
 
 def find_doubtful(y, probabilities):
@@ -299,9 +313,10 @@ def choose_heard(mistakes):
     """
     counts = Counter()
     ranks = []  # within the pair
-    for _, *pair, _, _, _ in mistakes:
-        ranks.append(counts[tuple(pair)])
-        counts[tuple(pair)] += 1
+    for mistake in mistakes:
+        pair = mistake.label, mistake.predicted
+        ranks.append(counts[pair])
+        counts[pair] += 1
     chosen = np.argsort(ranks, kind="stable")[:MAX_HEARD]
     return [mistakes[i] for i in sorted(chosen)]
 
@@ -313,7 +328,8 @@ def list_examples(test, mistakes):
     """
     y = test["y"]
     classes = test["info"]["classes"]
-    wanted = {name for _, *pair, _, _, _ in mistakes for name in pair} or set(classes)
+    wanted = {name for mistake in mistakes for name in (mistake.label, mistake.predicted)}
+    wanted = wanted or set(classes)
     n = int(np.clip(MAX_HEARD // len(wanted), 1, N_EXAMPLES))
     is_right = test["probabilities"].argmax(axis=1) == y
     examples = []
@@ -343,11 +359,11 @@ def print_report(report, mistakes):
         say(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}{note}")
     order = ", most confident first" if mistakes else ""
     say("", f"Mistakes: {len(mistakes)}{order}")
-    for name, _, predicted, confidence, *_ in mistakes[:MAX_LISTED]:
-        say(f"  {name}: predicted {predicted} ({confidence:.3f})")
+    for mistake in mistakes[:MAX_LISTED]:
+        say(f"  {mistake.file}: predicted {mistake.predicted} ({mistake.confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
-    if n_doubtful := sum(is_doubtful for *_, is_doubtful in mistakes):
+    if n_doubtful := sum(mistake.is_doubtful for mistake in mistakes):
         say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv")
     print_thresholds(report)
     print_folds(report)
@@ -621,10 +637,9 @@ def describe_sound(name, test, samples, folder):
 
 
 def describe_mistake(mistake, classes):
-    """Describe the prediction of a row of list_mistakes for the page."""
-    _, _, predicted, confidence, _, is_doubtful = mistake
-    return {"predicted": classes.index(predicted), "confidence": confidence,
-            "is_doubtful": is_doubtful}
+    """Describe the prediction of a Mistake for the page."""
+    return {"predicted": classes.index(mistake.predicted), "confidence": mistake.confidence,
+            "is_doubtful": mistake.is_doubtful}
 
 
 def embed_spectrogram(spectrogram):
@@ -867,7 +882,7 @@ def evaluate(args):
     if args.folds:
         report["folds"] = score_folds(tests)
         del report["n_train"], report["n_validation"]  # each fold has its own
-    mistakes = list_mistakes(test["names"], test["y"], test["probabilities"], report["classes"])
+    mistakes = list_mistakes(test)
     print_report(report, mistakes)
     save_results(args, folder, test, report, mistakes)
     return test["n_skipped"]
@@ -891,10 +906,10 @@ def save_results(args, folder, test, report, mistakes):
     rows = score_rows(test["names"], y, probabilities, report["classes"])
     utils.save_json(folder / "metrics.json", report)
     utils.save_csv(folder / "scores.csv", rows)
-    mistake_columns = ["file", "class", "predicted", "probability", "probability_of_class",
-                       "label_in_doubt"]
-    marked = [[*row, "yes" if is_doubtful else "no"] for *row, is_doubtful in mistakes]
-    utils.save_csv(folder / "mistakes.csv", [mistake_columns, *marked])
+    columns = ["file", "class", "predicted", "probability", "probability_of_class",
+               "label_in_doubt"]
+    marked = [[*mistake[:-1], "yes" if mistake.is_doubtful else "no"] for mistake in mistakes]
+    utils.save_csv(folder / "mistakes.csv", [columns, *marked])
     plot_roc(folder / f"roc_curves.{args.format}", y, probabilities, report)
     plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
     plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)

@@ -149,7 +149,8 @@ def test_examples_are_of_the_classes_in_the_mistakes():
     test = {"y": y, "names": [f"{k}/{i}" for i, k in enumerate(y)], "info": {"classes": "abcd"},
             "probabilities": np.eye(4)[y] * np.linspace(0.5, 1, 20)[:, None]}
     assert len(eval_network.list_examples(test, [])) == 4 * 3
-    some = eval_network.list_examples(test, [("0/0", "b", "d", 0.9, 0.1, False)])
+    mistake = eval_network.Mistake("0/0", "b", "d", 0.9, 0.1, False)
+    some = eval_network.list_examples(test, [mistake])
     assert some == ["1/9", "1/8", "1/7", "3/19", "3/18", "3/17"]
 
 
