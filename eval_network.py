@@ -37,14 +37,14 @@ from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
-MAX_HEARD = 300  # mistakes on the page, and correct examples; each takes 5 kB
+MAX_CARDS = 300  # mistakes on the page, and correct examples; each takes 5 kB
 N_EXAMPLES = 3  # of each class
 SOUNDS = "sounds"  # beside the page: what is written for browsers
 MAX_COLUMNS = 200  # of a spectrogram on the page
 PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
 PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
-MIN_PLAYABLE = 8000  # Hz; Chromium is silent below 3000, Firefox may be below 8000
-MAX_PLAYABLE = 96000  # Hz
+MIN_PLAYABLE = 8000  # Hz; below 3000, Chromium plays silence
+MAX_PLAYABLE = 96000  # Hz; Web Audio asks for the rates between of every browser
 MAX_SECONDS = 60  # of a sound that is written for browsers
 # Equal in the training runs of all folds of one cross-validation.
 FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
@@ -110,11 +110,10 @@ def load_test_set(args, info):
     """
     samples = args.data or args.samples
     preproc = args.data or args.preproc
-    with utils.lock_for_reading(preproc):
-        source = utils.find_source(samples, preproc, FeatureSettings(**info["features"]))
-        check_known_classes(source, args, info)
-        names = select_test_sounds(source, args, info)
-        spectrograms, n_skipped = utils.read_spectrograms(source, names)
+    source = utils.find_source(samples, preproc, FeatureSettings(**info["features"]))
+    check_known_classes(source, args, info)
+    names = select_test_sounds(source, args, info)
+    spectrograms, n_skipped = utils.read_spectrograms(source, names)
     if not spectrograms:
         raise UserError(f"{source.folder}: no test sound of {args.weights} can be read; "
                         "name another labelled folder with --data")
@@ -306,10 +305,11 @@ def find_doubtful(y, probabilities):
     return is_likely.any(axis=1) & (likeliest != y) & (probabilities.argmax(axis=1) != y)
 
 
-def choose_heard(mistakes):
-    """Choose MAX_HEARD mistakes for the page: first the most confident of each pair of classes.
+def choose_mistakes(mistakes):
+    """Choose at most MAX_CARDS mistakes for the page, of as many pairs of classes as possible.
 
-    mistakes: as from list_mistakes. Returns them in the same order.
+    The most confident of each pair come before the second ones, and so on. Returns the chosen in
+    the order of `mistakes`.
     """
     counts = Counter()
     ranks = []  # within the pair
@@ -317,20 +317,21 @@ def choose_heard(mistakes):
         pair = mistake.label, mistake.predicted
         ranks.append(counts[pair])
         counts[pair] += 1
-    chosen = np.argsort(ranks, kind="stable")[:MAX_HEARD]
+    chosen = np.argsort(ranks, kind="stable")[:MAX_CARDS]
     return [mistakes[i] for i in sorted(chosen)]
 
 
 def list_examples(test, mistakes):
-    """List the most confident correct predictions of the classes in `mistakes`.
+    """List the names of the most confident correct predictions, to compare with `mistakes`.
 
-    Of all classes, if there are no mistakes. At most N_EXAMPLES of each. Returns their names.
+    There are at most N_EXAMPLES of each class of the mistakes, or of all classes if there are no
+    mistakes, and at most MAX_CARDS in all.
     """
     y = test["y"]
     classes = test["info"]["classes"]
-    wanted = {name for mistake in mistakes for name in (mistake.label, mistake.predicted)}
+    wanted = {mistake.label for mistake in mistakes} | {mistake.predicted for mistake in mistakes}
     wanted = wanted or set(classes)
-    n = int(np.clip(MAX_HEARD // len(wanted), 1, N_EXAMPLES))
+    n = int(np.clip(MAX_CARDS // len(wanted), 1, N_EXAMPLES))
     is_right = test["probabilities"].argmax(axis=1) == y
     examples = []
     for k in np.unique(y):
@@ -338,7 +339,7 @@ def list_examples(test, mistakes):
             rows = np.flatnonzero((y == k) & is_right)
             rows = order_by_confidence(rows, test["probabilities"])
             examples += [test["names"][i] for i in rows[:n]]
-    return examples
+    return examples[:MAX_CARDS]
 
 
 # ---------------------------------------------------------------- print and save
@@ -382,7 +383,7 @@ def print_thresholds(report):
         say("", "Threshold  coverage  accuracy")
     for key, scores in report["thresholds"].items():
         values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
-        origin = f"{key[-2:]} % right among {report['n_validation']} validation sounds"
+        origin = f"for {key[-2:]} % accuracy, by {report['n_validation']} validation sounds"
         say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
 
 
@@ -572,7 +573,7 @@ def plot_coverage(path, y, probabilities, report):
                    "the sounds at or above the threshold")
         panel.step(thresholds, accuracy, color=COLORS[0], where="post", label="accuracy on these")
         for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
-            origin = f"{key[-2:]} % right among the validation sounds"
+            origin = f"for {key[-2:]} % accuracy, by the validation sounds"
             panel.axvline(scores["threshold"], color="0.4", ls=dashes,
                           label=f"{scores['threshold']:.4f}: {origin}")
         panel.set_xscale("logit")
@@ -597,18 +598,18 @@ def save_page(args, folder, test, report, mistakes):
     classes = report["classes"]
     predicted = test["probabilities"].argmax(axis=1)
     counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
-    heard = choose_heard(mistakes)
-    examples = list_examples(test, heard)
-    names = [name for name, *_ in heard] + examples
+    chosen = choose_mistakes(mistakes)
+    names = [mistake.file for mistake in chosen] + list_examples(test, chosen)
     samples = args.data or args.samples
-    cards = (describe_sound(name, test, samples, folder) for name in names)
-    cards = list(utils.show_progress(cards, len(names), "Writing the page"))
+    sounds = (describe_sound(name, test, samples, folder) for name in names)
+    cards = list(utils.show_progress(sounds, len(names), "Writing the page"))
     page = fill_template(
         "report_template.html", report=report, samples=samples, max_seconds=MAX_SECONDS,
         classes=[shown(name) for name in classes],
         matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
-        mistakes=[card | describe_mistake(row, classes) for card, row in zip(cards, heard)],
-        examples=cards[len(heard):], n_mistakes=len(mistakes),
+        mistakes=[card | describe_mistake(row, classes) for card, row in zip(cards, chosen)],
+        pairs={(mistake.label, mistake.predicted) for mistake in chosen},
+        examples=cards[len(chosen):], n_mistakes=len(mistakes),
         nyquist=report["features"]["sample_rate"] // 2,
         plots={f"{name}.{args.format}": embed_picture(folder / f"{name}.{args.format}")
                for name in PLOTS})
@@ -628,12 +629,12 @@ def describe_sound(name, test, samples, folder):
     source = test["source"]
     settings = source.settings
     spectrogram = source.read(name, folder=source.folder, settings=settings)
-    url = link_sound(name, samples, folder, settings)
+    path = provide_sound(name, samples, folder, settings)
     seconds = (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
-    is_cut = seconds > MAX_SECONDS and url is not None and url.startswith(f"{SOUNDS}/")
     return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
-            "image": embed_spectrogram(spectrogram), "url": url, "seconds": seconds,
-            "is_cut": is_cut}
+            "image": embed_spectrogram(spectrogram), "seconds": seconds,
+            "url": path and make_url(path, folder),
+            "is_cut": path != samples / name and seconds > MAX_SECONDS}
 
 
 def describe_mistake(mistake, classes):
@@ -662,20 +663,26 @@ def embed_picture(path):
     return kind and f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def link_sound(name, samples, folder, settings):
-    """Make a URL, relative to `folder`, at which a browser can play a sound.
+def provide_sound(name, samples, folder, settings):
+    """Provide a file with a sound that browsers can play.
 
-    A sound that browsers cannot play is written as WAV into folder/sounds/. Returns None if there
-    is no sound that can be read.
+    If they cannot play the sound itself, its beginning is written into folder/sounds/ as WAV.
+    Returns a path, or None if there is no sound that can be read.
     """
     path = samples / name
     try:
-        if not is_playable(path):
-            y, sample_rate = read_beginning(path, settings)
-            path = folder / SOUNDS / f"{name}.wav"
-            write_wav(path, y, sample_rate)
+        if is_playable(path):
+            return path
+        y, sample_rate = read_beginning(path, settings)
     except UserError:
         return None
+    target = folder / SOUNDS / f"{name}.wav"
+    write_wav(target, y, sample_rate)
+    return target
+
+
+def make_url(path, folder):
+    """Make the URL of a file in a page in `folder`, relative if it is on the same drive."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # two drives of Windows
@@ -696,13 +703,15 @@ def read_beginning(path, settings):
     Returns float32 [shape=(n_samples, n_channels)] and the rate in Hz. Raises UserError.
     """
     sample_rate = int(np.clip(settings.sample_rate, MIN_PLAYABLE, MAX_PLAYABLE))
-    settings = dataclasses.replace(settings, sample_rate=sample_rate,
+    playable = dataclasses.replace(settings, sample_rate=sample_rate,
                                    channels=min(settings.channels, 2))
+    blocks = ((y.T, settings.sample_rate)
+              for y in utils.convert_blocks(utils.read_blocks(path), settings))
     n_left = MAX_SECONDS * sample_rate
     parts = []
-    for block in utils.convert_blocks(utils.read_blocks(path), settings):
-        parts.append(block[:, :n_left])  # (channels, n)
-        n_left -= block.shape[1]
+    for y in utils.convert_blocks(blocks, playable):
+        parts.append(y[:, :n_left])  # (channels, n)
+        n_left -= y.shape[1]
         if n_left <= 0:
             break
     return np.concatenate(parts, axis=1).T, sample_rate
@@ -872,20 +881,25 @@ def evaluate(args):
     """Score the test sounds, and write the results. Returns how many sounds were skipped."""
     folder = choose_folder(args)
     paths = list_weights(args)
-    import models  # loads Keras
-    tests = [score_test_set(path, args) for path in paths]
-    test = pool_folds(tests) if args.folds else tests[0]
+    with utils.lock_for_reading(args.data or args.preproc):
+        tests = [score_test_set(path, args) for path in paths]
+        test = pool_folds(tests) if args.folds else tests[0]
+        report = make_report(args, test, tests)
+        mistakes = list_mistakes(test)
+        print_report(report, mistakes)
+        save_results(args, folder, test, report, mistakes)
+    return test["n_skipped"]
+
+
+def make_report(args, test, tests):
+    """Make the content of metrics.json. test: the test set, pooled from `tests` with --folds."""
+    import models
     report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
     report |= describe_run(args, test["info"], models.keras.backend.backend())
-    report["thresholds"] = {} if args.folds else score_thresholds(test)
-    report["folds"] = []
     if args.folds:
-        report["folds"] = score_folds(tests)
         del report["n_train"], report["n_validation"]  # each fold has its own
-    mistakes = list_mistakes(test)
-    print_report(report, mistakes)
-    save_results(args, folder, test, report, mistakes)
-    return test["n_skipped"]
+        return report | {"thresholds": {}, "folds": score_folds(tests)}
+    return report | {"thresholds": score_thresholds(test), "folds": []}
 
 
 def choose_folder(args):

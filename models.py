@@ -18,6 +18,7 @@ The same code runs on TensorFlow, JAX and PyTorch. The environment variable KERA
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -56,6 +57,7 @@ def quiet_stderr():
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # each fold is one more tf.function
 with quiet_stderr():  # TensorFlow prints notices on start-up
     try:
         import keras

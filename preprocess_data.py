@@ -36,7 +36,6 @@ MAX_DISTANCE = 1  # dB between the fingerprints of equal sounds
 N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
 MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
 SILENT = 1e-3  # the largest sample of a silent sound; full scale is 1
-FULL_SCALE = 1 - 2**-15  # 32767, the largest sample of 16 bits
 CLIPPED_SHARE = 5e-3  # a clipped sound has a larger share of samples at its peak
 TELLING_AUC = 0.99  # of a property that gives a class away
 MIN_CLASS_SIZE = 5  # sounds; in a smaller class, a property may give it away by chance
@@ -213,29 +212,30 @@ class Measures(NamedTuple):
     channels: int
     seconds: float
     peak: float  # the largest sample; full scale is 1
-    clipped: float  # the share of the samples at the peak, after one that is at the peak too
+    clipped: float  # the share of the samples at their peak, after one that is at it too
     fingerprint: np.ndarray  # dB [shape=(N_PARTS,)]
 
 
 def measure_sound(name, samples, preproc, settings):
     """Measure a sound and its spectrogram. Returns Measures. Raises UserError."""
-    peak = 0.0
+    peaks = [0.0, 0.0]  # upwards and downwards
+    n_clipped = [0, 0]
     n_samples = 0
-    n_clipped = 0
     for block, sample_rate in utils.read_blocks(Path(samples, name)):  # noqa: B007
-        sizes = np.abs(block)
-        is_full = (sizes > FULL_SCALE) & (sizes <= 1)  # in 24 bits, or -32768 in 16 bits
-        sizes[is_full] = FULL_SCALE
-        if sizes.max() > peak:
-            peak = float(sizes.max())
-            n_clipped = 0
-        is_peak = sizes == peak
-        n_clipped += int((is_peak[1:] & is_peak[:-1]).sum())  # a crest has one such sample or two
+        for side, y in enumerate((block, -block)):
+            if y.max() > peaks[side]:
+                peaks[side] = float(y.max())
+                n_clipped[side] = 0
+            is_peak = y == peaks[side]  # of a crest, one sample or two
+            n_clipped[side] += int((is_peak[1:] & is_peak[:-1]).sum())
         n_samples += len(block)
     spectrogram = utils.load_spectrogram(name, preproc, settings, mmap_mode="r")
     channels = block.shape[1]
-    return Measures(sample_rate, channels, n_samples / sample_rate, peak,
-                    n_clipped / (n_samples * channels), take_fingerprint(spectrogram))
+    # Full scale may differ by a step: 32767 upwards, 32768 downwards. A lower side is not clipped.
+    share = sum(n for n, peak in zip(n_clipped, peaks) if peak > 0.95 * max(peaks))
+    share /= n_samples * channels
+    return Measures(sample_rate, channels, n_samples / sample_rate, max(peaks), share,
+                    take_fingerprint(spectrogram))
 
 
 def to_power(decibels):

@@ -381,7 +381,7 @@ def note_twins(split, found):
 
 
 def note_alike(split, folder):
-    """Print how many sounds are nearly identical to one of another subset.
+    """Print how many sounds are much like one of another subset.
 
     folder: of the spectrograms, with the table in which preprocess_data.py lists such pairs.
     """
@@ -389,13 +389,13 @@ def note_alike(split, folder):
     path = folder / utils.SUSPICIOUS_FILE
     pairs = []
     for row in utils.read_csv(path):
-        if row.get("kind", "").startswith("nearly identical"):
+        if row.get("kind", "").startswith(("identical", "nearly identical")):
             pairs.append((row.get("file"), row.get("detail", "").rpartition(", ")[0]))
     alike = [pair for pair in pairs if len({subset_of.get(name) for name in pair} - {None}) == 2]
     if alike:
-        say(f"{len(alike)} sounds are nearly identical to one of another subset, such as "
-            f"{alike[0][0]} and {alike[0][1]}: the scores may be too good; {path} lists them; "
-            "remove some, or keep them together with --groups")
+        say(f"Nearly identical sounds in two subsets: {len(alike)}, such as {alike[0][0]} and "
+            f"{alike[0][1]}. The scores may be too good. {path} lists them: remove some, or keep "
+            "them together with --groups")
 
 
 def hash_contents(spectrograms):
@@ -434,7 +434,6 @@ def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
     else:
         split |= {"seen": [], "learned": []}
     split = leave_out_twins(split, spectrograms)
-    note_alike(split, source.folder)
     used = {name for subset in SUBSETS for name in split[subset]}
     return split | {"unused": sorted(set(names) - used)}
 
@@ -442,10 +441,11 @@ def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
 def note_groups(names, args, copies):
     """Print how many groups --groups makes, or suggest a --groups if none is given."""
     if args.groups:
-        groups = sorted({find_group(name, args.groups, copies) for name in names})
-        say(f"--groups makes {len(groups)} groups, such as {groups[0]} and {groups[-1]}")
-        loose = [name for name in names
-                 if find_group(name, args.groups, copies) == find_group(name, None, copies)]
+        group = {name: find_group(name, args.groups, copies) for name in names}
+        loose = [name for name in names if group[name] == find_group(name, None, copies)]
+        found = sorted({group[name] for name in set(names).difference(loose)})
+        if found:
+            say(f"--groups makes {len(found)} groups, such as {found[0]} and {found[-1]}")
         if loose:
             say(f"--groups does not match {len(loose)} names, such as {loose[0]}: each is a group "
                 "of its own")
@@ -831,6 +831,7 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
     fold: in cross-validation, its number and the number of folds.
     """
     import models  # it loads Keras, which takes seconds: mistakes are found before
+    note_alike(subsets, source.folder)
     info = make_info(args, source, subsets, earlier, fold)
     if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
         check_same_training(args.save, models.load_info(args.save), info)

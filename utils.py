@@ -113,7 +113,7 @@ def regex(text):
         return re.compile(text)
     except re.error as error:
         raise argparse.ArgumentTypeError(
-            f"expected a regular expression, found {text!r}: {error}") from None
+            f"expected a regular expression, found {text}: {error}") from None
 
 
 def run(main):

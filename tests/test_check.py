@@ -75,10 +75,19 @@ def test_copies_are_not_checked_and_unchanged_sounds_not_again(preprocessed):
     assert "Checking" in run("preprocess_data.py", cwd=preprocessed).stdout
 
 
-@pytest.mark.parametrize("bits, kind", [(16, "PCM_16"), (24, "PCM_24"), (32, "PCM_32")])
+def test_a_lower_side_of_few_levels_is_not_clipped(tmp_path):
+    y = np.tile([0.5, -0.3, 0.1, -0.3, -0.3, 0], 100)  # as of 8 bits, quiet
+    soundfile.write(tmp_path / "x.wav", y, RATE)
+    np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
+    settings = utils.default_settings(RATE)
+    assert preprocess_data.measure_sound("x.wav", tmp_path, tmp_path, settings).clipped == 0
+
+
+@pytest.mark.parametrize("bits, kind", [(8, "PCM_U8"), (16, "PCM_16"), (24, "PCM_24"),
+                                        (32, "PCM_32")])
 def test_clipping_at_full_scale_is_found_on_both_sides(tmp_path, bits, kind):
     top = 2**(bits - 1)
-    y = np.array([0.6 * top, top - 1, top - 1, 100, -0.6 * top, -top, -top, -100]).astype(np.int64)
+    y = np.array([0.6 * top, top - 1, top - 1, 9, -0.6 * top, -top, -top, -9]).astype(np.int64)
     y = np.tile(y << (32 - bits), 100).astype(np.int32)  # soundfile takes the upper bits
     soundfile.write(tmp_path / "x.wav", y, RATE, kind)
     np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
@@ -121,7 +130,7 @@ def test_training_says_which_subsets_hold_nearly_identical_sounds(preprocessed, 
              "test": [f"low/copy{i}.wav" for i in range(6)]}
     train_network.note_alike(split, preprocessed / "Preproc")
     said = capsys.readouterr().out
-    assert said.startswith("7 sounds are nearly identical to one of another subset")
+    assert said.startswith("Nearly identical sounds in two subsets: 7, such as ")
     assert "suspicious.csv lists them" in said
     train_network.note_alike(split | {"validation": [], "test": []}, preprocessed / "Preproc")
     train_network.note_alike(split, preprocessed / "Samples")  # without a table

@@ -177,7 +177,7 @@ def test_test_expression_that_matches_nothing_or_everything(sounds):
     expected = "--test xyz: matches no sound; use a pattern that matches names such as high/00.wav"
     assert expected in refusal("xyz")
     assert "--test wav: leaves no sound to train on in high, low, middle" in refusal("wav")
-    assert "expected a regular expression, found '('" in refusal("(", status=2)
+    assert "expected a regular expression, found (: " in refusal("(", status=2)
     assert not (sounds / "weights.keras").exists()
 
 
