@@ -624,13 +624,14 @@ MUTATIONS = [
         "eval_network.py",
         "counts[pair] += 1",
         "counts[pair] += 0",
-        "report many_mistakes",
+        "report many_pairs",
     ),
     Mutation(
         "a full disk is taken for a sound that is not there",
         "eval_network.py",
         "    write_wav(target, y, sample_rate)\n",
-        "    try:\n        write_wav(target, y, sample_rate)\n    except OSError:\n        return None\n",
+        "    try:\n        write_wav(target, y, sample_rate)\n"
+        "    except OSError:\n        return None\n",
         "report full_or_closed",
     ),
     Mutation(

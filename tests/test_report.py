@@ -162,6 +162,14 @@ def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evalu
     assert '<table class="matrix"' not in page
 
 
+def test_page_holds_mistakes_of_as_many_pairs_as_possible(monkeypatch):
+    monkeypatch.setattr(eval_network, "MAX_CARDS", 3)
+    pairs = ["ab"] * 4 + ["ba"] * 2
+    mistakes = [eval_network.Mistake(str(i), *pair, 0.9 - i / 10, 0.1, False)
+                for i, pair in enumerate(pairs)]
+    assert [mistake.file for mistake in eval_network.choose_mistakes(mistakes)] == ["0", "1", "4"]
+
+
 def test_only_numbers_with_mistakes_on_the_page_are_buttons(report, evaluate, tmp_path,
                                                             monkeypatch):
     monkeypatch.setattr(eval_network, "MAX_CARDS", 1)
