@@ -137,6 +137,11 @@ def test_training_says_which_subsets_hold_nearly_identical_sounds(preprocessed, 
     assert capsys.readouterr().out == ""
 
 
+def test_training_reads_the_table_of_the_check(trained):
+    said = (trained / "train.txt").read_text()
+    assert "Nearly identical sounds in two subsets: 2, such as high/04.wav and high/01.wav" in said
+
+
 def test_stereo_spectrograms_are_checked(preprocessed):
     folder = preprocessed / "Samples"
     y, rate = soundfile.read(folder / "low/00.wav")
