@@ -753,7 +753,7 @@ def print_predictions(paths, predictions, classes, threshold=0, csv=None):
     """Print a line for each sound: path, class, confidence, second class, its probability.
 
     predictions: (path, probabilities [shape=(n_classes,)]) pairs. threshold: the confidence below
-    which the class is unknown. csv: path of a table, or None.
+    which the class is unknown. csv: path of a table, or None. Returns the predicted names.
     """
     import models
     path_width = max((len(str(path)) for path in paths), default=0)
@@ -771,6 +771,14 @@ def print_predictions(paths, predictions, classes, threshold=0, csv=None):
     finally:  # after Ctrl-C too
         if csv:
             utils.save_csv(csv, rows)
+    return [row[1] for row in rows[1:]]
+
+
+def print_counts(predicted, threshold):
+    """Print how many sounds are predicted to be of each class. predicted: a name for each sound."""
+    counts = ", ".join(f"{n} {name}" for name, n in Counter(predicted).most_common())
+    note = f" (threshold {threshold:.4f})" if threshold else ""
+    say("", f"{len(predicted)} sounds: {counts}{note}")
 
 
 def flatten_path(path):
@@ -799,7 +807,9 @@ def classify(args):
     sounds = read_sounds(paths, FeatureSettings(**info["features"]), errors)
     predictions = models.predict_sounds(network, sounds, info["temperature"])
     threshold = models.find_threshold(args.threshold, info)
-    print_predictions(paths, predictions, info["classes"], threshold, args.csv)
+    predicted = print_predictions(paths, predictions, info["classes"], threshold, args.csv)
+    if len(predicted) > 1:
+        print_counts(predicted, threshold)
     return utils.name_skipped(errors)
 
 

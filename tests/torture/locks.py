@@ -93,7 +93,7 @@ def lock_sounds(folder):
     assert len(err.splitlines()) == 2 and "0 spectrograms written, 19 kept" in out, out + err
     out, err = run("eval_network.py", "Samples/high", "Samples/low", cwd=folder, statuses=(1,),
                    before=drop_root)
-    assert len(out.splitlines()) == 6 and len(err.splitlines()) == 3, out + err
+    assert len(out.splitlines()) == 6 + 2 and len(err.splitlines()) == 3, out + err
     assert err.count("found a file without read permission") == 2, err
     out, err = run("augment_data.py", 1, *sounds_of(folder), cwd=folder, statuses=(1,),
                    before=drop_root)
