@@ -44,7 +44,7 @@ MAX_COLUMNS = 200  # of a spectrogram on the page
 PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
 PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
 MIN_PLAYABLE = 8000  # Hz; below 3000, Chromium plays silence
-MAX_PLAYABLE = 96000  # Hz; Web Audio asks for the rates between of every browser
+MAX_PLAYABLE = 96000  # Hz; every browser must play the rates between these two in Web Audio
 MAX_SECONDS = 60  # of a sound that is written for browsers
 # Equal in the training runs of all folds of one cross-validation.
 FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
@@ -634,7 +634,7 @@ def describe_sound(name, test, samples, folder):
     return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
             "image": embed_spectrogram(spectrogram), "seconds": seconds,
             "url": path and make_url(path, folder),
-            "is_cut": path != samples / name and seconds > MAX_SECONDS}
+            "is_cut": path not in (None, samples / name) and seconds > MAX_SECONDS}
 
 
 def describe_mistake(mistake, classes):
@@ -776,9 +776,9 @@ def print_predictions(paths, predictions, classes, threshold=0, csv=None):
 
 def print_counts(predicted, threshold):
     """Print how many sounds are predicted to be of each class. predicted: a name for each sound."""
-    counts = ", ".join(f"{n} {name}" for name, n in Counter(predicted).most_common())
-    note = f" (threshold {threshold:.4f})" if threshold else ""
-    say("", f"{len(predicted)} sounds: {counts}{note}")
+    counts = ", ".join(f"{name} ({n})" for name, n in Counter(predicted).most_common())
+    note = f" at threshold {threshold:g}" if threshold else ""
+    say("", f"Predicted for {len(predicted)} sounds{note}: {counts}")
 
 
 def flatten_path(path):

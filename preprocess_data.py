@@ -212,7 +212,7 @@ class Measures(NamedTuple):
     channels: int
     seconds: float
     peak: float  # the largest sample; full scale is 1
-    clipped: float  # the share of the samples at their peak, after one that is at it too
+    clipped: float  # the share of the samples that repeat a peak value
     fingerprint: np.ndarray  # dB [shape=(N_PARTS,)]
 
 
@@ -226,7 +226,7 @@ def measure_sound(name, samples, preproc, settings):
             if y.max() > peaks[side]:
                 peaks[side] = float(y.max())
                 n_clipped[side] = 0
-            is_peak = y == peaks[side]  # of a crest, one sample or two
+            is_peak = y == peaks[side]  # a crest that is not clipped has one or two
             n_clipped[side] += int((is_peak[1:] & is_peak[:-1]).sum())
         n_samples += len(block)
     spectrogram = utils.load_spectrogram(name, preproc, settings, mmap_mode="r")

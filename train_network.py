@@ -444,8 +444,7 @@ def note_groups(names, args, copies):
         group = {name: find_group(name, args.groups, copies) for name in names}
         loose = [name for name in names if group[name] == find_group(name, None, copies)]
         found = sorted({group[name] for name in set(names).difference(loose)})
-        if found:
-            say(f"--groups makes {len(found)} groups, such as {found[0]} and {found[-1]}")
+        say(f"Groups by --groups: {len(found)}, such as {found[0]}")
         if loose:
             say(f"--groups does not match {len(loose)} names, such as {loose[0]}: each is a group "
                 "of its own")
@@ -862,10 +861,11 @@ def train_folds(source, spectrograms, args, earlier):
 def choose_folds(source, spectrograms, args, earlier):
     """Choose the subsets of all folds. Raises UserError if one has no test sounds."""
     names = list(spectrograms)
+    held_out_sounds = split_folds(names, args, source.copies)
     if not args.folds_by:
         note_groups(names, args, source.copies)
     folds = []
-    for k, held_out in enumerate(split_folds(names, args, source.copies), 1):
+    for k, held_out in enumerate(held_out_sounds, 1):
         folds.append(choose_subsets(source, spectrograms, args, earlier, held_out))
         if not folds[-1]["test"]:
             raise UserError(f"fold {k}: has no test sounds, for --weights was trained on them; use "

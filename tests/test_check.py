@@ -132,6 +132,11 @@ def test_training_says_which_subsets_hold_nearly_identical_sounds(preprocessed, 
     said = capsys.readouterr().out
     assert said.startswith("Nearly identical sounds in two subsets: 7, such as ")
     assert "suspicious.csv lists them" in said
+    utils.save_csv(preprocessed / "suspicious.csv", [
+        ("kind", "class", "file", "detail"),
+        ("identical, in two classes", "low", "low/copy1.wav", f"low/{names[1]}, 0.00 dB")])
+    train_network.note_alike(split, preprocessed)
+    assert "Nearly identical sounds in two subsets: 1," in capsys.readouterr().out
     train_network.note_alike(split | {"validation": [], "test": []}, preprocessed / "Preproc")
     train_network.note_alike(split, preprocessed / "Samples")  # without a table
     assert capsys.readouterr().out == ""

@@ -521,7 +521,8 @@ def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, e
     files = [f"Samples/{name}" for name in rows]
     status, said = evaluate(trained, *files, "--csv", tmp_path / "new.csv")
     *lines, _, summary = said.out.splitlines()
-    assert not status and len(lines) == len(files) and summary.startswith(f"{len(files)} sounds: ")
+    assert not status and len(lines) == len(files)
+    assert summary.startswith("Predicted for 6 sounds: ")
     together = read_table(tmp_path / "new.csv")
     evaluate(trained, files[3], "--csv", tmp_path / "one.csv")
     assert read_table(tmp_path / "one.csv") == [together[3]]
@@ -535,11 +536,11 @@ def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, e
 
 def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
     sounds = [f"Samples/{row['file']}" for row in read_scores(trained / "Results")]
-    _, said = evaluate(trained, *sounds, "--threshold", 0.9999, "--csv", tmp_path / "all.csv")
+    _, said = evaluate(trained, *sounds, "--threshold", 0.999999, "--csv", tmp_path / "all.csv")
     assert {row["predicted"] for row in read_table(tmp_path / "all.csv")} == {"unknown"}
     *lines, _, summary = said.out.splitlines()
     assert all(line.endswith("  unknown") for line in lines)
-    assert summary == f"{len(sounds)} sounds: {len(sounds)} unknown (threshold 0.9999)"
+    assert summary == "Predicted for 6 sounds at threshold 0.999999: unknown (6)"
     evaluate(trained, *sounds, "--csv", tmp_path / "plain.csv")
     evaluate(trained, *sounds, "--threshold", "auto", "--csv", tmp_path / "auto.csv")
     threshold = models.load_info(trained / "weights.keras")["history"][-1]["threshold_95"]
@@ -573,7 +574,7 @@ def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(
     assert status == 2 and "notes" not in said.err
     for name in ("bad.wav", "gone.wav"):
         assert f"{name}: expected a sound" in said.err
-    assert said.out.endswith("\n\n2 sounds: 2 middle\n")
+    assert said.out.endswith("\n\nPredicted for 2 sounds: middle (2)\n")
     a, b = [line.split() for line in said.out.splitlines()[:2]]
     assert a[:2] == ["new/a.wav", "middle"] and b[:2] == ["new/deep/b.flac", "middle"]
 

@@ -198,7 +198,7 @@ def damaged_sounds(place, folder, rng):
     weights = undisturbed(place, "trained") / "weights.keras"
     *lines, _, counts = run_measured("eval_network.py", "--weights", weights, "Samples",
                                      cwd=folder)
-    assert counts.startswith(f"{len(lines)} sounds: "), counts
+    assert counts.startswith(f"Predicted for {len(lines)} sounds: "), counts
     classified = {line.split()[0].removeprefix("Samples/") for line in lines}
     assert_each_once(skipped, classified, names)
     return n
