@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import scipy
 
@@ -216,6 +215,13 @@ def measure_classes(y, probabilities):
             "average_precision": average_precision}
 
 
+def count_predictions(y, probabilities):
+    """Count the predictions of each class. Returns [shape=(n_classes, n_classes)], rows true."""
+    from sklearn.metrics import confusion_matrix
+    labels = range(probabilities.shape[1])
+    return confusion_matrix(y, probabilities.argmax(axis=1), labels=labels)
+
+
 def compute_interval(n_right, n):
     """Compute Wilson's 95 % interval of a share. Returns [low, high]."""
     return [*scipy.stats.binomtest(int(n_right), int(n)).proportion_ci(method="wilson")]
@@ -383,7 +389,7 @@ def print_thresholds(report):
         say("", "Threshold  coverage  accuracy")
     for key, scores in report["thresholds"].items():
         values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
-        origin = f"for {key[-2:]} % accuracy, by {report['n_validation']} validation sounds"
+        origin = f"chosen for {key[-2:]} % accuracy on {report['n_validation']} validation sounds"
         say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
 
 
@@ -502,9 +508,8 @@ def draw_curves(panel, curves, report, key, **style):
 
 def plot_confusion(path, y, probabilities, report):
     """Draw the confusion matrix: a row for each class, with counts and shares of the class."""
-    from sklearn.metrics import confusion_matrix
     n = len(report["classes"])
-    counts = confusion_matrix(y, probabilities.argmax(axis=1), labels=range(n))
+    counts = count_predictions(y, probabilities)
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(1, totals)
     names = [escape_math(name) for name in report["classes"]]
@@ -573,7 +578,7 @@ def plot_coverage(path, y, probabilities, report):
                    "the sounds at or above the threshold")
         panel.step(thresholds, accuracy, color=COLORS[0], where="post", label="accuracy on these")
         for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
-            origin = f"for {key[-2:]} % accuracy, by the validation sounds"
+            origin = f"chosen for {key[-2:]} % accuracy on validation sounds"
             panel.axvline(scores["threshold"], color="0.4", ls=dashes,
                           label=f"{scores['threshold']:.4f}: {origin}")
         panel.set_xscale("logit")
@@ -594,10 +599,8 @@ def find_loudest(image):
 
 def save_page(args, folder, test, report, mistakes):
     """Write report.html: the scores, and the mistakes with spectrograms and players."""
-    from sklearn.metrics import confusion_matrix
     classes = report["classes"]
-    predicted = test["probabilities"].argmax(axis=1)
-    counts = confusion_matrix(test["y"], predicted, labels=range(len(classes)))
+    counts = count_predictions(test["y"], test["probabilities"])
     chosen = choose_mistakes(mistakes)
     names = [mistake.file for mistake in chosen] + list_examples(test, chosen)
     samples = args.data or args.samples
@@ -618,6 +621,7 @@ def save_page(args, folder, test, report, mistakes):
 
 def fill_template(name, **values):
     """Fill in a Jinja template beside this script. Values are escaped: names cannot run code."""
+    import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -630,7 +634,7 @@ def describe_sound(name, test, samples, folder):
     settings = source.settings
     spectrogram = source.read(name, folder=source.folder, settings=settings)
     path = provide_sound(name, samples, folder, settings)
-    seconds = (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
+    seconds = utils.count_seconds(spectrogram, settings)
     return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
             "image": embed_spectrogram(spectrogram), "seconds": seconds,
             "url": path and make_url(path, folder),

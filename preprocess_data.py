@@ -103,7 +103,7 @@ def write_spectrogram(name, samples, preproc, settings, seed, deformations):
             raise
         raise UserError(f"{target}: cannot be written: {error.strerror}; rename the sound, or "
                         "make the folder writable") from None
-    return (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
+    return utils.count_seconds(spectrogram, settings)
 
 
 # ---------------------------------------------------------------- the folder of spectrograms

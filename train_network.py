@@ -829,8 +829,8 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
     subsets: from choose_subsets. earlier: info of the training that this one starts from.
     fold: in cross-validation, its number and the number of folds.
     """
-    import models  # it loads Keras, which takes seconds: mistakes are found before
     note_alike(subsets, source.folder)
+    import models  # it loads Keras, which takes seconds: mistakes are found before
     info = make_info(args, source, subsets, earlier, fold)
     if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
         check_same_training(args.save, models.load_info(args.save), info)

@@ -643,6 +643,11 @@ def sound_to_spectrogram(name, folder, settings):
     return log_mel_spectrogram(convert_blocks(blocks, settings), settings)
 
 
+def count_seconds(spectrogram, settings):
+    """The length of a sound with a spectrogram [shape=(..., n_mels, n_frames)], in seconds."""
+    return (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
+
+
 # ---------------------------------------------------------------- reading Preproc/ or Samples/
 
 class Source(NamedTuple):

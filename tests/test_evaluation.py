@@ -191,7 +191,7 @@ def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trai
         kept = [row for row in rows if float(row[row["predicted"]]) >= scores["threshold"]]
         assert scores["coverage"] == pytest.approx(len(kept) / len(rows))
         assert f"{scores['coverage']:8.4f}" in said
-        assert f"for {key[-2:]} % accuracy, by 3 validation sounds" in said
+        assert f"chosen for {key[-2:]} % accuracy on 3 validation sounds" in said
 
 
 def read_steps(line, x):
