@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import multiprocessing
 import os
 import re
@@ -387,11 +388,28 @@ def conversion_hint(path):
     return f"convert it, then remove the original: {ffmpeg}"
 
 
+class SoundFile(soundfile.SoundFile):
+    """A soundfile.SoundFile that is read from start to end.
+
+    soundfile seeks after each read of a seekable file. An MP3 decoder then lacks the bits that
+    earlier frames hold for later ones, and returns garbage. soundfile would also ask for no more
+    samples than the header announces, and fail if that number is unknown.
+    """
+
+    def seekable(self):
+        return False
+
+
 def open_sound(path):
-    """Open a sound file as a soundfile.SoundFile. Raises UserError for an impossible rate."""
+    """Open a sound file as a SoundFile. Raises UserError for an impossible rate."""
     if not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise FileNotFoundError(path)
-    file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
+    file = None
+    if os.name == "posix":  # a descriptor tells find_rest how far a file was read
+        with contextlib.suppress(soundfile.LibsndfileError):
+            file = SoundFile(os.open(path, os.O_RDONLY))
+    if file is None:
+        file = SoundFile(os.fspath(path))
     if MIN_RATE <= file.samplerate <= MAX_RATE:
         return file
     raise UserError(f"{path}: expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, "
@@ -409,26 +427,107 @@ def read_blocks(path):
     """Yield a sound in blocks of a few seconds, each with the sample rate in Hz.
 
     Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. An hour takes no more memory
-    than a block. Raises UserError if the file is not a sound, is empty, or holds NaN or infinity.
+    than a block. If the header announces too little, as after a crash of the recorder, all that is
+    there is read. Raises UserError if the file is not a sound, is empty, holds NaN or infinity, or
+    holds much more than can be read.
     """
     n_samples = 0
     with reading(path), open_sound(path) as file:
-        limit = max_samples(file, path)
-        # Scaling 16-bit samples here takes a third of libsndfile's time.
-        kind = "int16" if file.subtype == "PCM_16" else "float32"
-        while len(y := file.read(READ_SAMPLES // file.channels, kind, always_2d=True)):
+        for y in decode_blocks(file, path):
             n_samples += len(y)
-            if n_samples > limit:
-                raise UserError(f"{path}: its header claims {file.frames} samples in "
-                                f"{os.path.getsize(path)} bytes; replace the damaged file")
-            if kind == "int16":
-                y = y * np.float32(2**-15)
-            elif not np.abs(y).max() < 1e9:  # the power of larger samples could overflow
-                raise UserError(f"{path}: expected samples between -1 and 1, found NaN, infinity "
-                                "or values beyond 1e9; replace the file")
             yield y, file.samplerate
+        has_rest = find_rest(file, path)
+    if has_rest:
+        n_known = n_samples
+        with reading(path), open_to_the_end(path) as file:
+            for y in decode_blocks(file, path):
+                if len(y) > n_known:
+                    n_samples += len(y) - n_known
+                    yield y[n_known:], file.samplerate
+                n_known = max(0, n_known - len(y))
     if not n_samples:
         raise UserError(f"{path}: expected a sound, found one without samples; replace the file")
+
+
+def decode_blocks(file, path):
+    """Yield the blocks of an open SoundFile, as read_blocks does. Raises UserError."""
+    n_samples = 0
+    limit = max_samples(file, path)
+    # Scaling 16-bit samples here takes a third of libsndfile's time.
+    is_plain = file.subtype == "PCM_16" and file.format in ("WAV", "WAVEX", "AIFF", "FLAC")
+    kind = "int16" if is_plain else "float32"
+    at_once = READ_SAMPLES // file.channels
+    # No more than announced: libsndfile would read on, drop it, and find_rest could not see it.
+    while len(y := file.read(min(at_once, file.frames - n_samples), kind, always_2d=True)):
+        n_samples += len(y)
+        if n_samples > limit:
+            raise UserError(f"{path}: its header claims {file.frames} samples in "
+                            f"{os.path.getsize(path)} bytes; replace the damaged file")
+        if kind == "int16":
+            y = y * np.float32(2**-15)
+        elif not np.abs(y).max() < 1e9:  # the power of larger samples could overflow
+            raise UserError(f"{path}: expected samples between -1 and 1, found NaN, infinity "
+                            "or values beyond 1e9; replace the file")
+        yield y
+
+
+def find_rest(file, path):
+    """Whether a sound file goes on for long behind the samples that its header announces.
+
+    file: a SoundFile that was read to its end.
+    """
+    if isinstance(file.name, str):  # opened by name, on Windows
+        return False
+    size = os.path.getsize(path)
+    end = os.lseek(file.name, 0, os.SEEK_CUR)
+    if size - end < max(size / 4, 4096):
+        return False
+    with open(path, "rb") as again:
+        data = mmap.mmap(again.fileno(), 0, access=mmap.ACCESS_READ)
+    if data.find(b"APETAGEX", end - 64, end + 64) >= 0:  # behind an MP3, often with a picture
+        return False
+    if chunk := find_chunk(data):
+        start, length, order = chunk
+        following = start + length + length % 2
+        mark = data[following:following + 4]
+        n = int.from_bytes(data[following + 4:following + 8], order)
+        return not (mark.isascii() and mark.decode().isprintable() and following + n < size)
+    return True
+
+
+def find_chunk(data):
+    """Find the samples in the bytes of a WAV or AIFF file.
+
+    Returns their start, the length that the header gives, and its byte order; or None.
+    """
+    order = {b"RIFF": "little", b"FORM": "big"}.get(data[:4])
+    start = 12
+    while order and start + 8 <= len(data):
+        length = int.from_bytes(data[start + 4:start + 8], order)
+        if data[start:start + 4] in (b"data", b"SSND"):
+            return start + 8, length, order
+        start += 8 + length + length % 2
+    return None
+
+
+def open_to_the_end(path):
+    """Open a sound file as if its header announced all that is there.
+
+    Raises UserError for the formats in which that cannot be done.
+    """
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the file is not changed
+    if chunk := find_chunk(data):
+        start, _, order = chunk
+        length = min(len(data) - start, 2**31 - 1) // 2 * 2
+        data[start - 4:start] = length.to_bytes(4, order)
+    elif data[:4] == b"fLaC":
+        data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # an unknown number of samples
+    elif data[:4] == b".snd":  # AU
+        data[8:12] = b"\xff" * 4
+    else:
+        raise UserError(f"{path}: is much longer than its header says; {conversion_hint(path)}")
+    return SoundFile(data)
 
 
 def max_samples(file, path):
