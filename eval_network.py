@@ -143,7 +143,7 @@ def check_known_classes(source, args, info):
 def select_test_sounds(source, args, info):
     """Select the sounds to evaluate on, and print notes on them. Returns their names."""
     sounds = set(utils.originals(source.names, source.copies))
-    used = {*info["train"], *info["validation"], *info["seen"]}
+    used = {*info["train"], *info["validation"], *(name for name, _ in info["seen"])}
     if args.data:
         if n_used := len(sounds & used):
             say(f"{source.folder}: {n_used} sounds have the names of training sounds; if they are "

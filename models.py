@@ -10,7 +10,10 @@ The scripts call its content info:
     --groups, --test, --folds, --folds-by   the flags of the split, or null
     fold                        in cross-validation, its number and the number of folds, or null
     train, validation, test     names of the sounds of each subset; unused: copies left out
-    weights, seen, learned      the earlier weights, and sounds that they validated and learned from
+    contents                    a short hash of the spectrogram of each sound
+    test_groups                 the group of each test sound
+    weights                     the earlier weights
+    seen, learned               (name, hash) of sounds that they used, and that they learned from
     history, temperature        the scores of each epoch; of the calibration
 
 The same code runs on TensorFlow, JAX and PyTorch. The environment variable KERAS_BACKEND chooses.
@@ -513,7 +516,9 @@ def save_network(network, info, path):
 def check_info(info):
     """Raise an exception, of any kind, unless info is as training saves it."""
     FeatureSettings(**info["features"])
-    lists = [info[key] for key in ("classes", *SUBSETS, "unused", "seen", "learned")]
+    lists = [info[key] for key in ("classes", *SUBSETS, "unused", "test_groups")]
+    lists += [*info["seen"], *info["learned"], list(info["contents"].values())]
+    split = {name for subset in (*SUBSETS, "unused") for name in info[subset]}
     kinds = [type(info[key]) for key in ("seed", "n_frames", "hyperparameters")]
     history = info["history"]
     numbers = [value for row in history for value in row.values()]
@@ -523,6 +528,8 @@ def check_info(info):
             and 1e-3 < info["temperature"] < 1e3
             and all(isinstance(names, list) for names in lists)
             and all(isinstance(name, str) for names in lists for name in names)
+            and {len(pair) for pair in (*info["seen"], *info["learned"])} <= {2}
+            and split == info["contents"].keys() and len(info["test_groups"]) == len(info["test"])
             and all(type(value) in (int, float) for value in numbers)
             and all({"loss", "accuracy", "seconds"} <= keys == columns[0] for keys in columns)
             and 1 <= fold[0] <= fold[1] and list(map(type, fold)) == [int, int]

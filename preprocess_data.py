@@ -9,7 +9,6 @@ changed sounds. If a run is stopped, the same command resumes it.
 """
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import shlex
@@ -26,16 +25,9 @@ import augment_data
 import utils
 from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, SUSPICIOUS_FILE, UserError, say
 
-NPY_HEADER = 128  # bytes of a .npy file before its values
-N_PARTS = 16  # ranges of bands in a fingerprint
-MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour takes little memory
-MAX_SHIFT = 4  # frames by which one of two equal sounds may be late
-BLUR = 5  # frames
-FLOOR = 40  # dB below the loudest value; quieter values count as equal, and ends of them are cut
-MAX_DISTANCE = 1  # dB between the fingerprints of equal sounds
-N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
-MAX_PAIRS = 10_000  # are compared, for a comparison takes up to 4 ms
 SILENT = 1e-3  # the largest sample of a silent sound; full scale is 1
+CANCELLED = 0.1  # the mean of the channels has less than this share of their peak
+TOO_LOUD = 4  # the largest sample of a sound that is in other units; full scale is 1
 CLIPPED_SHARE = 5e-3  # a clipped sound has a larger share of samples at its peak
 TELLING_AUC = 0.99  # of a property that gives a class away
 MIN_CLASS_SIZE = 5  # sounds; in a smaller class, a property may give it away by chance
@@ -43,39 +35,9 @@ MIN_CLASS_SIZE = 5  # sounds; in a smaller class, a property may give it away by
 
 # ---------------------------------------------------------------- one spectrogram
 
-def find_origin(name, samples):
-    """The sound that a spectrogram is made from, and the number of the copy, 0 for the sound."""
-    copy = utils.COPY.search(name)
-    if copy is None or os.path.lexists(samples / name):
-        return name, 0
-    return utils.COPY.sub("", name), int(copy[1])
-
-
-def is_up_to_date(name, samples, preproc):
-    """Whether a spectrogram is there and has the modification time of its sound."""
-    origin, _ = find_origin(name, samples)
-    try:
-        sound = os.stat(samples / origin)
-        array = os.stat(f"{preproc}/{name}.npy")
-    except OSError:
-        return False
-    is_whole = array.st_size > NPY_HEADER  # after a power cut a file may be empty
-    return is_whole and agree_in_time(sound.st_mtime_ns, array.st_mtime_ns)
-
-
-def agree_in_time(sound_ns, array_ns):
-    """Whether two modification times are equal, or differ by the rounding of FAT or exFAT.
-
-    FAT stores even seconds, exFAT hundredths of a second. Arguments: nanoseconds.
-    """
-    distance = abs(sound_ns - array_ns)
-    is_rounded = any(array_ns % step == 0 and distance < step for step in (10**7, 2 * 10**9))
-    return distance == 0 or is_rounded
-
-
 def compute_spectrogram(name, samples, settings, seed, deformations):
     """The spectrogram of a sound, or of an altered copy that has no file. Raises UserError."""
-    origin, k = find_origin(name, samples)
+    origin, k = utils.find_origin(name, samples)
     if k == 0:
         return utils.sound_to_spectrogram(name, samples, settings)
     path = samples / origin
@@ -86,18 +48,21 @@ def compute_spectrogram(name, samples, settings, seed, deformations):
 
 
 def write_spectrogram(name, samples, preproc, settings, seed, deformations):
-    """Write the spectrogram of one sound. Returns its length in seconds. Raises UserError."""
+    """Write the spectrogram of one sound. Returns its length in seconds. Raises UserError.
+
+    The key of the sound stands behind the values, where readers of .npy files do not look.
+    """
     target = Path(preproc, f"{name}.npy")
-    origin, _ = find_origin(name, samples)
+    origin, _ = utils.find_origin(name, samples)
     with utils.reading(samples / origin):  # before it is read: a later change is seen next time
-        mtime = os.stat(samples / origin).st_mtime_ns
+        key = utils.make_key(samples / origin)
     spectrogram = compute_spectrogram(name, samples, settings, seed, deformations)
-    data = io.BytesIO()
-    np.save(data, spectrogram)  # in memory, as NumPy does not report a full disk
+    header = np.lib.format.header_data_from_array_1_0(spectrogram)
     try:
-        with utils.whole_file(target) as temporary:
-            temporary.write_bytes(data.getbuffer())
-            os.utime(temporary, ns=(mtime, mtime))
+        with utils.whole_file(target) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(spectrogram.data)  # np.save does not report a full disk
+            file.write(key)
     except OSError as error:
         if error.errno in DISK_FULL:  # the others would fail too
             raise
@@ -125,9 +90,9 @@ def remove_stale(args, names, saved, made_with):
     wanted = set(names)
     stale = []
     for name in found:
-        is_virtual = find_origin(name, args.samples)[1] > 0
+        is_virtual = utils.find_origin(name, args.samples)[1] > 0
         is_valid = (keeps_features and name in wanted and (keeps_copies or not is_virtual)
-                    and is_up_to_date(name, args.samples, args.preproc))
+                    and utils.is_up_to_date(name, args.samples, args.preproc))
         if not is_valid:
             stale.append(name)
     if stale and saved:  # a run that is stopped from here on leaves only some of the spectrograms
@@ -183,7 +148,7 @@ def update_folder(args, names, settings, deformations):
     if args.dask:
         remove_leftovers(args.preproc)  # a lost worker may have left a temporary file
     # A sound and its copies count once.
-    errors = {find_origin(name, args.samples)[0]: error for name, error in errors.items()}
+    errors = {utils.find_origin(name, args.samples)[0]: error for name, error in errors.items()}
     save_skipped(args, errors)
     if written or not was_finished:
         (args.preproc / SUSPICIOUS_FILE).unlink(missing_ok=True)
@@ -212,8 +177,10 @@ class Measures(NamedTuple):
     channels: int
     seconds: float
     peak: float  # the largest sample; full scale is 1
+    heard: float  # the largest sample of what the network hears, such as the mean of the channels
     clipped: float  # the share of the samples that repeat a peak value
-    fingerprint: np.ndarray  # dB [shape=(N_PARTS,)]
+    content: str  # from utils.hash_content
+    fingerprint: np.ndarray  # from utils.take_fingerprint
 
 
 def measure_sound(name, samples, preproc, settings):
@@ -221,6 +188,7 @@ def measure_sound(name, samples, preproc, settings):
     peaks = [0.0, 0.0]  # upwards and downwards
     n_clipped = [0, 0]
     n_samples = 0
+    heard = 0.0
     for block, sample_rate in utils.read_blocks(Path(samples, name)):  # noqa: B007
         for side, y in enumerate((block, -block)):
             if y.max() > peaks[side]:
@@ -229,108 +197,56 @@ def measure_sound(name, samples, preproc, settings):
             is_peak = y == peaks[side]  # a crest that is not clipped has one or two
             n_clipped[side] += int((is_peak[1:] & is_peak[:-1]).sum())
         n_samples += len(block)
+        heard = max(heard, float(np.abs(utils.choose_channels(block, settings.channels)).max()))
     spectrogram = utils.load_spectrogram(name, preproc, settings, mmap_mode="r")
     channels = block.shape[1]
     # Full scale may differ by a step: 32767 upwards, 32768 downwards. A lower side is not clipped.
     share = sum(n for n, peak in zip(n_clipped, peaks) if peak > 0.95 * max(peaks))
     share /= n_samples * channels
-    return Measures(sample_rate, channels, n_samples / sample_rate, max(peaks), share,
-                    take_fingerprint(spectrogram))
+    return Measures(sample_rate, channels, n_samples / sample_rate, max(peaks), heard, share,
+                    utils.hash_content(spectrogram), utils.take_fingerprint(spectrogram))
 
 
-def to_power(decibels):
-    """Turn decibels into power, faster than 10 ** (decibels / 10)."""
-    return np.exp(decibels * np.float32(math.log(10) / 10))
-
-
-def trim_spectrogram(spectrogram):
-    """Cut silence from both ends of a spectrogram, and blur it over time.
-
-    Blurred, a sound is nearly the same wherever the frames lie. Returns dB below the loudest value
-    [shape=(n_mels, n_frames), range=[-FLOOR, 0]], the mean of the channels.
-    """
-    x = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)
-    power = np.pad(to_power(x - x.max()), [(0, 0), (BLUR, BLUR)])
-    power = scipy.ndimage.uniform_filter1d(power, BLUR)
-    x = 10 * np.log10(np.maximum(power / power.max(), 10 ** (-FLOOR / 10)))
-    loud = np.flatnonzero(x.max(axis=0) > -FLOOR)
-    return x[:, loud[0]:loud[-1] + 1]
-
-
-def take_fingerprint(spectrogram):
-    """Sum the power in each of N_PARTS ranges of mel bands.
-
-    Returns dB below the strongest range [shape=(N_PARTS,), range=[-FLOOR, 0]].
-    """
-    loudest = spectrogram.max()
-    ranges = np.array_split(spectrogram, N_PARTS, axis=-2)  # one at a time: an hour is large
-    parts = np.array([to_power(part - loudest).sum() for part in ranges])
-    return 10 * np.log10(np.maximum(parts / parts.max(), 10 ** (-FLOOR / 10)))
-
-
-def list_alike(names, measures):
-    """List the pairs of sounds with similar fingerprints, at most MAX_PAIRS, nearest first."""
-    fingerprints = np.round([measures[name].fingerprint for name in names], 2)
-    # A tree is slow if many points are equal, so it holds each fingerprint once.
-    points, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
-    pairs = {(i, j): 0.0 for i, j in zip(first[inverse], range(len(names))) if i != j}
-    distances, nearest = scipy.spatial.cKDTree(points).query(
-        points, k=N_NEAREST, p=np.inf, distance_upper_bound=MAX_DISTANCE)
-    for i, k in np.argwhere(np.isfinite(distances)):
-        j = nearest[i, k]
-        if i != j:
-            pairs[tuple(sorted((first[i], first[j])))] = distances[i, k]
-    if len(pairs) > MAX_PAIRS:
-        say(f"{len(pairs)} pairs of sounds are similar; the {MAX_PAIRS} most similar are compared")
-    alike = sorted(pairs, key=lambda pair: (pairs[pair], pair))[:MAX_PAIRS]
-    return [(names[i], names[j]) for i, j in alike]
-
-
-def find_twins(measures, preproc):
-    """Find sounds whose spectrograms differ by less than a dB, apart from their level.
-
-    Returns a dict from each later sound to the earlier one that is nearest, and the difference in
-    dB, smallest first.
-    """
-    names = [name for name, found in measures.items() if found.peak > SILENT]
-    twins = {}
-    pairs = list_alike(names, measures) if names else []
-    for earlier, later in pairs:
-        difference = compare_spectrograms(earlier, later, preproc)
-        if difference < twins.get(later, (None, 1))[1]:
-            twins[later] = earlier, difference
-    return dict(sorted(twins.items(), key=lambda item: item[1][1]))
-
-
-def compare_spectrograms(first, second, preproc):
-    """Compute the mean difference of two trimmed spectrograms in dB.
-
-    Returns infinity if their lengths differ. Only the first MAX_COMPARED frames are compared.
-    """
-    whole = [np.load(f"{preproc}/{name}.npy", mmap_mode="r") for name in (first, second)]
-    if np.array_equal(*whole):
-        return 0.0
-    a, b = (trim_spectrogram(x[..., :MAX_COMPARED]) for x in whole)
-    if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
-        return math.inf
-    padding = [(0, 0), (MAX_SHIFT, MAX_SHIFT)]
-    a, b = (np.pad(x, padding, constant_values=-FLOOR) for x in (a, b))
-    differences = []
-    for shift in range(-MAX_SHIFT, MAX_SHIFT + 1):
-        moved = np.roll(b, shift, axis=1)
-        n_frames = min(a.shape[1], b.shape[1])
-        differences.append(np.abs(a[:, :n_frames] - moved[:, :n_frames]).mean())
-    return float(min(differences))
+def find_faults(found):
+    """Find what may be wrong with one sound, by its Measures. Returns (kind, detail), or None."""
+    if found.peak <= SILENT:
+        return "silent", f"the largest sample is {found.peak:.6f}"
+    if found.peak > TOO_LOUD:
+        return "beyond full scale", (f"the largest sample is {found.peak:.0f} times full scale; "
+                                     "divide the samples, such as by 32768")
+    if found.heard < CANCELLED * found.peak:
+        return "channels cancel", (f"their mean is at most {found.heard:.4f}, a channel "
+                                   f"{found.peak:.4f}; invert a channel, or use --channels 2")
+    if found.clipped > CLIPPED_SHARE:
+        return "clipped", f"{found.clipped:.1%} of the samples are at {found.peak:.3f}"
+    return None
 
 
 def find_odd_lengths(measures):
-    """Find sounds far longer or shorter than the others. Returns a dict from name to its length."""
-    logs = np.log([found.seconds for found in measures.values()])
+    """Find sounds far longer or shorter than the others, and than the others of their class.
+
+    Returns a dict from name to a text.
+    """
+    by_class = {}
+    for name in measures:
+        by_class.setdefault(utils.class_of(name), []).append(name)
+    lengths = {name: found.seconds for name, found in measures.items()}
+    odd = list_outliers(lengths)
+    texts = {}
+    for names in by_class.values():
+        of_class = {name: lengths[name] for name in names}
+        usual = np.median(list(of_class.values()))
+        texts |= {name: f"{lengths[name]:.2f} s, the median of its class is {usual:.2f} s"
+                  for name in odd & list_outliers(of_class)}
+    return dict(sorted(texts.items()))
+
+
+def list_outliers(lengths):
+    """List the lengths that are far from the median. Returns a set of their names."""
+    logs = np.log(list(lengths.values()))
     deviations = np.abs(logs - np.median(logs))
     limit = max(math.log(4), 6 * np.median(deviations))
-    usual = math.exp(np.median(logs))
-    return {name: f"{found.seconds:.2f} s, the median is {usual:.2f} s"
-            for (name, found), deviation in zip(measures.items(), deviations) if deviation > limit}
+    return {name for name, deviation in zip(lengths, deviations) if deviation > limit}
 
 
 def find_clues(measures):
@@ -338,22 +254,37 @@ def find_clues(measures):
 
     Returns pairs of a class and a text that names the property and its AUC.
     """
-    classes = np.array([utils.class_of(name) for name in measures])
+    classes, labels = np.unique([utils.class_of(name) for name in measures], return_inverse=True)
+    n = np.bincount(labels)
+    n_others = len(labels) - n
+    is_large = np.minimum(n, n_others) >= MIN_CLASS_SIZE
     clues = []
     for key in ("sample_rate", "channels", "seconds", "peak"):
-        values = np.array([getattr(found, key) for found in measures.values()])
-        for name, n in Counter(classes.tolist()).items():
-            n_others = len(classes) - n
-            if min(n, n_others) < MIN_CLASS_SIZE:
-                continue
-            test = scipy.stats.mannwhitneyu(values[classes == name], values[classes != name],
-                                            method="asymptotic")  # the exact p-value is slow
-            auc = test.statistic / (n * n_others)
-            comparison = "higher" if auc > 0.5 else "lower"
-            auc = max(auc, 1 - auc)
-            if auc >= TELLING_AUC:
-                clues.append((name, f"{key} is {comparison} than elsewhere (AUC {auc:.3f})"))
+        values = [getattr(found, key) for found in measures.values()]
+        ranks = np.bincount(labels, scipy.stats.rankdata(values))  # the sum of each class
+        auc = (ranks - n * (n + 1) / 2) / np.maximum(1, n * n_others)
+        for k in np.flatnonzero(is_large & (np.maximum(auc, 1 - auc) >= TELLING_AUC)):
+            comparison = "higher" if auc[k] > 0.5 else "lower"
+            clues.append((str(classes[k]), f"{key} is {comparison} than elsewhere "
+                          f"(AUC {max(auc[k], 1 - auc[k]):.3f})"))
     return clues
+
+
+def list_twins(measures, preproc):
+    """List the sounds that hold the recording of an earlier one, as rows of find_suspicious."""
+    loud = {name: found for name, found in measures.items() if found.peak > SILENT}
+    pairs = utils.find_alike(
+        {name: found.content for name, found in loud.items()},
+        {name: found.fingerprint for name, found in loud.items()},
+        lambda name: np.load(f"{preproc}/{name}.npy", mmap_mode="r"))
+    rows = {}
+    for difference, earlier, later in pairs:
+        is_same = loud[earlier].content == loud[later].content
+        kind = "identical" if is_same else "nearly identical"
+        if utils.class_of(earlier) != utils.class_of(later):
+            kind += ", in two classes"
+        rows.setdefault(later, (kind, later, f"{earlier}, {difference:.2f} dB"))
+    return list(rows.values())
 
 
 def find_suspicious(measures, preproc):
@@ -361,20 +292,13 @@ def find_suspicious(measures, preproc):
 
     Returns rows (kind, class, file, detail). The file is empty where a whole class is meant.
     """
-    rows = []
     if not measures:
-        return rows
-    for name, (first, difference) in find_twins(measures, preproc).items():
-        kind = "identical" if difference == 0 else "nearly identical"
-        if utils.class_of(name) != utils.class_of(first):
-            kind += ", in two classes"
-        rows.append((kind, name, f"{first}, {difference:.2f} dB"))
+        return []
+    rows = list_twins(measures, preproc)
     for name, found in measures.items():
-        if found.peak <= SILENT:
-            rows.append(("silent", name, f"the largest sample is {found.peak:.6f}"))
-        elif found.clipped > CLIPPED_SHARE:
-            share = f"{found.clipped:.1%} of the samples are at {found.peak:.3f}"
-            rows.append(("clipped", name, share))
+        if fault := find_faults(found):
+            kind, detail = fault
+            rows.append((kind, name, detail))
     rows += [("odd length", *pair) for pair in find_odd_lengths(measures).items()]
     rows = [(kind, utils.class_of(name), name, detail) for kind, name, detail in rows]
     return rows + [("class given away", name, "", detail) for name, detail in find_clues(measures)]
@@ -434,16 +358,13 @@ def parse_args():
 def describe_classes(samples, sounds):
     """How many classes there are and their sizes, in words."""
     counts = Counter(utils.class_of(name) for name in sounds)
-    empty = [name for name in utils.list_classes(samples) if name not in counts]
-    note = f"; no sounds in {', '.join(empty)}" if empty else ""
     if len(counts) == 1:
-        return describe_one_class(samples, sounds) + note
+        return describe_one_class(samples, sounds)
     least = min(counts, key=counts.get)
     most = max(counts, key=counts.get)
     if counts[least] == counts[most]:
-        return f"{len(counts)} classes, {counts[least]} each{note}"
-    sizes = f"{counts[least]} ({least}) to {counts[most]} ({most})"
-    return f"{len(counts)} classes, {sizes}{note}"
+        return f"{len(counts)} classes, {counts[least]} each"
+    return f"{len(counts)} classes, {counts[least]} ({least}) to {counts[most]} ({most})"
 
 
 def describe_one_class(samples, sounds):
@@ -479,16 +400,16 @@ def main():
     """Bring Preproc/ up to date with Samples/. Returns how many sounds were skipped."""
     args = parse_args()
     deformations = augment_data.choose_deformations(args, args.augment)
-    samples = args.samples.resolve()
-    if args.preproc.resolve() in (samples, *samples.parents):
-        raise UserError(f"--preproc {args.preproc}: is the folder of sounds, or above it; name "
-                        "another one")
+    utils.check_outside("--preproc", args.preproc, args.samples)
     if args.dask:  # its workers may run in other folders
         args.samples = args.samples.resolve()
         args.preproc = args.preproc.resolve()
         with utils.connect_dask(args.dask):  # a wrong address is found before anything changes
             pass
     sounds, others = utils.find_sounds(args.samples)
+    filled = set(map(utils.class_of, sounds))
+    for name in utils.list_classes(args.samples):
+        utils.check_not_empty(name in filled, args.samples / name)
     say(f"{args.samples}: {len(sounds)} sounds in {describe_classes(args.samples, sounds)}")
     settings = utils.choose_settings(args.samples, sounds, args.sample_rate, n_mels=args.n_mels,
                                      n_fft=args.n_fft, hop_length=args.hop_length,

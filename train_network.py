@@ -18,8 +18,10 @@ import warnings
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 import utils
 from utils import SUBSETS, UserError, class_of, originals, say, stem_of
@@ -27,6 +29,7 @@ from utils import SUBSETS, UserError, class_of, originals, say, stem_of
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 MAX_FOLDS = 1000
+MAX_TWINS = 8  # spectrograms that are taken for one recording
 MAX_LINES = 40  # of the table of classes
 LOG = "training_log.csv"
 CURVES = "training_curves.png"
@@ -56,28 +59,32 @@ def load_training_set(args):
 
 
 def note_other_sounds(source, samples):
-    """Print how many sounds in `samples` are not in the source.
+    """Print how the sounds in `samples` differ from those in Preproc/.
 
     Raises UserError for a class folder without a sound that can be read.
     """
     if source.folder == samples or not samples.is_dir():
         return
     sounds = {name for name in utils.list_files(samples) if utils.is_sound(name)}
-    known = {class_of(name) for name in sounds.union(source.names)}
-    for name in utils.list_classes(samples):
-        if name not in known:
-            raise UserError(f"{samples}/{name}: no sounds there; add at least 2, or remove the "
-                            "folder")
+    if not sounds:  # they may have been moved away to save space
+        return
     skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
-    new = sounds.difference(source.names)
-    if new:
-        say(f"{samples}: {len(new)} of its sounds are not in {source.folder}; if they are new, "
-            "preprocess_data.py adds them")
-    for name in sorted({class_of(sound) for sound in new}.difference(source.classes)):
-        if all(sound in skipped for sound in new if class_of(sound) == name):
+    for name in utils.list_classes(samples):
+        of_class = {sound for sound in sounds if class_of(sound) == name}
+        utils.check_not_empty(of_class, samples / name)
+        if of_class <= skipped:
             raise UserError(f"{samples}/{name}: none of its sounds can be read; replace them, or "
                             "remove the folder")
-        say(f"{source.folder}: has no class {name}")
+    known = set(source.names)
+    origins = {name: utils.find_origin(name, samples)[0] for name in known}
+    gone = {name for name, origin in origins.items() if origin not in sounds}
+    changed = {name for name in known - gone
+               if not utils.is_up_to_date(name, samples, source.folder)}
+    for kind, names in (("new", sounds - known - skipped), ("changed", changed), ("gone", gone)):
+        if names:
+            noun = "sound is" if len(names) == 1 else "sounds are"
+            say(f"{samples}: {len(names)} {noun} {kind} since preprocessing, such as {min(names)}; "
+                "preprocess_data.py brings them up to date")
 
 
 def check_classes(names, source):
@@ -105,77 +112,113 @@ def count_recordings(names, copies):
 
 # ---------------------------------------------------------------- split
 
-def find_group(name, groups=None, copies=None):
-    """The group of a sound: sounds of one group stay in one subset.
+class Groups(NamedTuple):
+    """The sounds that stay together in one subset of a split."""
 
-    groups: regular expression. The group is its first capture group in the path below the class
-    folder, or else the whole match. Without a match the group is the sound with its copies and
-    its other formats: "x.wav" and "x.mp3" are one recording.
+    of: dict  # from each sound to the key of its group
+    contents: dict  # from each sound to the hash of its spectrogram
+    sets: DisjointSet  # of the sounds, those of an earlier training, and what joins them
+
+
+def group_sounds(source, spectrograms, pattern=None, earlier=None):
+    """Group the sounds that must stay together, for whatever reason.
+
+    A sound stays with its copies, its other formats, those that hold the same recording, and those
+    whose paths share the part that `pattern` matches. earlier: info of an earlier training, whose
+    sounds may join them. Returns Groups.
     """
-    source = (copies or {}).get(name, name)
-    path = source.split("/", 1)[1]
-    match = groups and groups.search(path)
-    if not match:
-        return stem_of(source)
-    part = choose_part(match)
-    is_at_end = match.end(part) == len(path)
-    return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
+    contents = {name: utils.hash_content(s) for name, s in spectrograms.items()}
+    used = list_used(earlier)[1] if earlier else []
+    sets = DisjointSet()
+
+    def join(*members):
+        for member in members:
+            sets.add(member)
+        sets.merge(*members)
+
+    for name, content in [*contents.items(), *used]:
+        original = source.copies.get(name, name)
+        join(name, ("sound", stem_of(original)))
+        join(name, ("group", utils.find_group(original, pattern)))
+        join(name, ("content", content))
+    for pair in find_twins(contents, spectrograms, source.copies):
+        join(*(("content", content) for content in pair))
+    keys = {}
+    for name in sorted(contents):
+        key = utils.find_group(source.copies.get(name, name), pattern)
+        keys.setdefault(sets[name], key)
+    return Groups({name: keys[sets[name]] for name in contents}, contents, sets)
 
 
-def choose_part(match):
-    """Choose the part of a match that counts: 1, the capture group, or 0, the whole match."""
-    return 1 if match.re.groups and match[1] is not None else 0
+def find_twins(contents, spectrograms, copies):
+    """Find different spectrograms of one recording, and print how many sounds they make.
+
+    contents: dict from each sound to the hash of its spectrogram. At most MAX_TWINS spectrograms,
+    or a quarter of a class, are taken for one recording: a class of steady sounds must not become
+    a single group. Returns a list of pairs of hashes.
+    """
+    sounds = originals(contents, copies)
+    fingerprints = {name: utils.take_fingerprint(spectrograms[name]) for name in sounds}
+    sizes = Counter(map(class_of, sounds))
+    sets = DisjointSet(contents[name] for name in sounds)
+    pairs = []
+    joined = {}
+    for difference, *names in utils.find_alike({name: contents[name] for name in sounds},
+                                               fingerprints, spectrograms.__getitem__):
+        pair = [contents[name] for name in names]
+        limit = max(MAX_TWINS, min(sizes[class_of(name)] for name in names) // 4)
+        if sets.connected(*pair) or sets.subset_size(pair[0]) + sets.subset_size(pair[1]) <= limit:
+            sets.merge(*pair)
+            pairs.append(pair)
+            joined.setdefault(names[1], f"{names[0]} and {names[1]}, {difference:.2f} dB apart")
+    if joined:
+        say(f"Sounds that hold the recording of another, and stay with it: {len(joined)}, such as "
+            f"{next(iter(joined.values()))}")
+    return pairs
 
 
-def split_sounds(names, seed, test=None, groups=None, copies=None, held_out=None):
+def split_sounds(group, copies, seed, test=None, held_out=None):
     """Split sounds into 68 % for training, 12 % for validation and 20 % for testing.
 
-    test: regular expression; the sounds whose name it matches are the test sounds instead.
-    groups: regular expression, see find_group. copies: dict from each copy to its source.
-    held_out: set of the test sounds and their copies, instead of `test`.
-    Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation
-    and test sounds are left out. Raises UserError if `test` or `groups` leaves a subset empty.
+    group: dict from each sound to its group, which stays in one subset. copies: dict from each copy
+    to its source. test: regular expression; the groups of the sounds whose name it matches are the
+    test sounds instead. held_out: set of the test sounds and their copies, instead of `test`.
+    Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation and test
+    sounds are left out. Raises UserError if `test` leaves a class without sounds to train on.
     """
-    copies = utils.find_copies(names) if copies is None else copies
-    group = {name: find_group(name, groups, copies) for name in names}
-    if groups:
-        check_groups(group, groups, copies)
     if test:
         held_out = match_groups(group, test, copies)
     elif held_out is None:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
-    rest = {name: group[name] for name in names if name not in held_out}
+    rest = {name: group[name] for name in group if name not in held_out}
     validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
     return {"train": sorted(set(rest) - validation), "validation": originals(validation, copies),
             "test": originals(held_out, copies)}
 
 
-def split_folds(names, args, copies):
+def split_folds(group, args, copies):
     """Split sounds into the folds of --folds or --folds-by, for cross-validation.
 
-    Returns a list of sets of names. Copies are in the fold of their source. Raises UserError.
+    Returns a list of sets of names. Groups and copies stay whole. Raises UserError.
     """
     if args.folds_by:
-        folds = match_folds(names, args.folds_by, args.groups, copies)
+        folds = match_folds(group, args.folds_by, copies)
         flag = f"--folds-by {args.folds_by.pattern}"
     else:
-        folds = draw_folds(names, args.folds, args.seed, args.groups, copies)
+        folds = draw_folds(group, args.folds, args.seed, copies)
         flag = f"--folds {args.folds}"
-    classes = set(map(class_of, names))
+    classes = set(map(class_of, group))
     for fold in folds:
-        if bare := classes.difference(class_of(name) for name in names if name not in fold):
+        if bare := classes.difference(class_of(name) for name in group if name not in fold):
             raise UserError(f"{flag}: all sounds of {', '.join(sorted(bare))} are in one fold; "
                             "add sounds or groups, or use other folds")
     return folds
 
 
-def draw_folds(names, n_folds, seed, groups, copies):
+def draw_folds(group, n_folds, seed, copies):
     """Draw folds of about the same number of sounds of each class, in whole groups."""
     from sklearn.model_selection import StratifiedGroupKFold
-    group = {name: find_group(name, groups, copies) for name in names}
-    if groups:
-        check_groups(group, groups, copies)
-    sounds = originals(names, copies)
+    sounds = originals(group, copies)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     too_few = UserError(f"--folds {n_folds}: there are too few sounds, or groups of sounds; use a "
                         "smaller number")
@@ -188,25 +231,31 @@ def draw_folds(names, n_folds, seed, groups, copies):
     if not all(len(test) for _, test in folds):
         raise too_few
     keys = [{group[sounds[i]] for i in test} for _, test in folds]
-    return [{name for name in names if group[name] in some} for some in keys]
+    return [{name for name in group if group[name] in some} for some in keys]
 
 
-def match_folds(names, pattern, groups, copies):
-    """Sort sounds into folds by the text that `pattern` matches in their names."""
+def match_folds(group, pattern, copies):
+    """Sort sounds into folds by the text that `pattern` matches in their names.
+
+    A group is in the fold of its first sound. Prints how many others that moves.
+    """
     flag = f"--folds-by {pattern.pattern}"
-    folds = {}
-    fold_of_group = {}
-    for name in names:
+    texts = {}
+    for name in sorted(group):
         match = pattern.search(copies.get(name, name))
         if not match:
             raise UserError(f"{flag}: does not match {name}; use a pattern that matches every "
                             "class/name")
-        text = match[choose_part(match)]
-        folds.setdefault(text, set()).add(name)
-        group = find_group(name, groups, copies)
-        if fold_of_group.setdefault(group, text) != text:
-            raise UserError(f"{flag}: the group {group} is in the folds {fold_of_group[group]} "
-                            f"and {text}; use another pattern, or other --groups")
+        texts[name] = match[utils.choose_part(match)]
+    of_group = {}
+    for name, text in texts.items():
+        of_group.setdefault(group[name], text)
+    if moved := [name for name, text in texts.items() if of_group[group[name]] != text]:
+        say(f"{flag}: {len(moved)} sounds, such as {moved[0]}, are in the fold of the sounds that "
+            "they stay with")
+    folds = {}
+    for name in texts:
+        folds.setdefault(of_group[group[name]], set()).add(name)
     if len(folds) > MAX_FOLDS:
         raise UserError(f"{flag}: found {len(folds)} folds, expected {MAX_FOLDS} at most; use "
                         "another pattern")
@@ -215,15 +264,19 @@ def match_folds(names, pattern, groups, copies):
 
 def match_groups(group, test, copies):
     """The sounds whose group has a sound that `test` matches. Raises UserError for none or all."""
-    matched = {group[name] for name in group if test.search(copies.get(name, name))}
-    if not matched:
+    found = {name for name in group if test.search(copies.get(name, name))}
+    if not found:
         raise UserError(f"--test {test.pattern}: matches no sound; use a pattern that matches "
                         f"names such as {next(iter(group))}")
+    matched = {group[name] for name in found}
     held_out = {name for name in group if group[name] in matched}
     left = {class_of(name) for name in group if name not in held_out}
     if bare := {class_of(name) for name in held_out} - left:
         raise UserError(f"--test {test.pattern}: leaves no sound to train on in "
                         f"{', '.join(sorted(bare))}; use a pattern that matches fewer")
+    if more := originals(held_out - found, copies):
+        say(f"--test {test.pattern}: {len(more)} more sounds, such as {more[0]}, are tested with "
+            "the sounds that they stay with")
     return held_out
 
 
@@ -263,25 +316,32 @@ def hash_text(text):
     return hashlib.sha256(os.fsencode(text)).digest()
 
 
-def check_groups(group, groups, copies):
-    """Raise UserError where `groups` matches nothing, or a class has one group only."""
-    if all(group[name] == find_group(name, None, copies) for name in group):
+def check_groups(group, pattern, copies):
+    """Print how many groups --groups makes. Raises UserError for none, or one in a class."""
+    of_name = {name: utils.find_group(copies.get(name, name), pattern) for name in group}
+    loose = [name for name in group if of_name[name] == utils.find_group(copies.get(name, name))]
+    if len(loose) == len(group):
         path = next(iter(group)).split("/", 1)[1]
-        raise UserError(f"--groups {groups.pattern}: matches no path below a class folder; use a "
+        raise UserError(f"--groups {pattern.pattern}: matches no path below a class folder; use a "
                         f"pattern that matches paths such as {path}")
-    pairs = {(class_of(name), group[name]) for name in group if name not in copies}
+    pairs = {(class_of(name), group[name]) for name in originals(group, copies)}
     counts = Counter(name for name, _ in pairs)
     if lonely := sorted(name for name, n in counts.items() if n < 2):
-        raise UserError(f"--groups {groups.pattern}: expected at least 2 groups in every class, "
+        raise UserError(f"--groups {pattern.pattern}: expected at least 2 groups in every class, "
                         f"to train and to test on, found 1 in {', '.join(lonely)}; use another "
                         "pattern")
+    found = sorted({group[name] for name in set(group).difference(loose)})
+    say(f"Groups by --groups: {len(found)}, such as {found[0]}")
+    if loose:
+        say(f"--groups does not match {len(loose)} names, such as {loose[0]}: each is a group "
+            "of its own")
 
 
-def suggest_groups(names):
+def suggest_groups(names, group):
     """Suggest a --groups for originals whose names share a part, such as a kit or a speaker.
 
-    The last part of a file name is taken for a running number. Returns the pattern of the part
-    with the most values, or None.
+    group: dict from each sound to its group without the flag. The last part of a file name is taken
+    for a running number. Returns the pattern of the part with the most values, or None.
     """
     suggested = None
     most = 1
@@ -289,18 +349,19 @@ def suggest_groups(names):
         for position in range(4):
             skipped = f"[^{separator}]+{separator}" * position
             pattern = f"^{skipped}([^{separator}]+){separator}"
-            n_values = count_groups(names, re.compile(pattern))
+            n_values = count_groups(names, re.compile(pattern), group)
             if n_values > most:
                 suggested = pattern
                 most = n_values
     return suggested
 
 
-def count_groups(names, pattern):
+def count_groups(names, pattern, group):
     """Count the values of a pattern, or 0 if they are no groups.
 
     They are groups if most sounds match, several sounds share a value, and each class has at least
-    two values. Numbers that do not repeat within a class are running numbers.
+    two values. Numbers that do not repeat within a class are running numbers. Values that would
+    part a group, such as the formats of a recording, are no groups either.
     """
     values = {}
     for name in names:
@@ -312,25 +373,36 @@ def count_groups(names, pattern):
     are_numbers = all(value.isdecimal() for value in values.values())
     n_shared = len(pairs) if are_numbers else n_values
     is_rare = len(values) < 0.9 * len(names) or len(values) < 1.5 * n_shared
-    if is_rare or min(n_of_class.values(), default=0) < 2:
+    parts_groups = len({(group[name], value) for name, value in values.items()}) > len(
+        {group[name] for name in values})
+    if is_rare or parts_groups or min(n_of_class.values(), default=0) < 2:
         return 0
     return n_values
 
 
-def leave_out_seen(split, earlier, groups, copies):
+def list_used(info):
+    """List the sounds that a training and the earlier ones used, as (name, hash) pairs.
+
+    Returns those that it learned from, and those that it learned from or validated on.
+    """
+    contents = info["contents"]
+    learned = {*map(tuple, info["learned"]), *((name, contents[name]) for name in info["train"])}
+    seen = {*map(tuple, info["seen"]), *((name, contents[name]) for name in info["validation"])}
+    return sorted(learned), sorted(seen | learned)
+
+
+def leave_out_seen(split, earlier, sets):
     """Keep sounds that an earlier training used out of the validation and test subsets.
 
-    A sound or group that it used is not tested. One that it learned from is not used for
-    validation either, but trained on. Returns the split, with the "seen" and "learned" sounds.
+    A sound that stays together with one that it used is not tested. If it learned from that one,
+    the sound is not used for validation either, but trained on. sets: of Groups. Returns the split,
+    with the "seen" and "learned" sounds.
     """
-    learned = {*earlier["train"], *earlier["learned"]}
-    seen = {*learned, *earlier["validation"], *earlier["seen"]}
-    seen_groups = {find_group(name, groups, copies) for name in seen}
-    learned_groups = {find_group(name, groups, copies) for name in learned}
-    test = [name for name in split["test"]
-            if find_group(name, groups, copies) not in seen_groups]
-    validation = [name for name in split["validation"]
-                  if find_group(name, groups, copies) not in learned_groups]
+    learned, seen = list_used(earlier)
+    seen_sets = {sets[name] for name, _ in seen}
+    learned_sets = {sets[name] for name, _ in learned}
+    test = [name for name in split["test"] if sets[name] not in seen_sets]
+    validation = [name for name in split["validation"] if sets[name] not in learned_sets]
     n_test = len(split["test"]) - len(test)
     n_validation = len(split["validation"]) - len(validation)
     if n_test:
@@ -340,117 +412,36 @@ def leave_out_seen(split, earlier, groups, copies):
         say(f"{n_validation} of {len(split['validation'])} validation sounds are trained on: the "
             "earlier training learned from them")
     train = sorted({*split["train"], *split["validation"]} - set(validation))
-    return {"train": train, "validation": validation, "test": test, "seen": sorted(seen),
-            "learned": sorted(learned)}
+    return {"train": train, "validation": validation, "test": test, "seen": seen,
+            "learned": learned}
 
 
-def leave_out_twins(split, spectrograms):
-    """Leave out of a split each sound that is identical to one of another subset.
-
-    The twins of held-out sounds are not trained on. If a class would lose all its training
-    sounds, its held-out twins go instead. Raises UserError if no test sound is left.
-    """
-    keys = hash_contents(spectrograms)
-    seen = {keys.get(name) for name in split["seen"]}
-    learned = {keys.get(name) for name in split["learned"]}
-    test = [name for name in split["test"] if keys[name] not in seen]
-    kept = learned | {keys[name] for name in test}
-    validation = [name for name in split["validation"] if keys[name] not in kept]
-    held_out = {keys[name] for name in test + validation}
-    train = [name for name in split["train"] if keys[name] not in held_out]
-    bare = {class_of(name) for name in split["train"]} - {class_of(name) for name in train}
-    if bare:
-        train = [name for name in split["train"] if name in train or class_of(name) in bare]
-        trained = {keys[name] for name in train}
-        test = [name for name in test if keys[name] not in trained]
-        validation = [name for name in validation if keys[name] not in trained]
-    found = {"train": train, "validation": validation, "test": test}
-    note_twins(split, found)
-    return split | found
-
-
-def note_twins(split, found):
-    """Print how many sounds were left out. Raises UserError if no test sound is left."""
-    twins = sorted(name for subset in SUBSETS for name in set(split[subset]) - set(found[subset]))
-    if twins:
-        sounds = "1 sound" if len(twins) == 1 else f"{len(twins)} sounds"
-        say(f"Left out {sounds}, such as {twins[0]}: identical to a sound in another subset")
-    if split["test"] and not found["test"]:
-        raise UserError("no test sounds are left, because they are identical to training sounds; "
-                        "add other recordings")
-
-
-def note_alike(split, folder):
-    """Print how many sounds are much like one of another subset.
-
-    folder: of the spectrograms, with the table in which preprocess_data.py lists such pairs.
-    """
-    subset_of = {name: subset for subset in SUBSETS for name in split[subset]}
-    path = folder / utils.SUSPICIOUS_FILE
-    pairs = []
-    for row in utils.read_csv(path):
-        if row.get("kind", "").startswith(("identical", "nearly identical")):
-            pairs.append((row.get("file"), row.get("detail", "").rpartition(", ")[0]))
-    alike = [pair for pair in pairs if len({subset_of.get(name) for name in pair} - {None}) == 2]
-    if alike:
-        say(f"Nearly identical sounds in two subsets: {len(alike)}, such as {alike[0][0]} and "
-            f"{alike[0][1]}. The scores may be too good. {path} lists them: remove some, or keep "
-            "them together with --groups")
-
-
-def hash_contents(spectrograms):
-    """A key for each sound; identical spectrograms, and no others, share it.
-
-    The middle frames tell most of them apart. Only the others are read whole.
-    """
-    keys = {}
-    for name, spectrogram in spectrograms.items():
-        middle = spectrogram[..., spectrogram.shape[-1] // 2]
-        keys[name] = (spectrogram.shape, middle.tobytes())
-    counts = Counter(keys.values())
-    for name, key in keys.items():
-        if counts[key] > 1:
-            whole = np.ascontiguousarray(spectrograms[name])
-            keys[name] = hashlib.sha256(whole).digest()
-    return keys
-
-
-def choose_subsets(source, spectrograms, args, earlier=None, held_out=None):
+def choose_subsets(groups, copies, args, earlier=None, held_out=None):
     """Split the sounds as the flags say, and print what is left out.
 
     earlier: info of the training that this one starts from. held_out: the test sounds of a fold.
-    Returns a dict with "train", "validation", "test", "unused", "seen" and "learned".
+    Returns a dict with "train", "validation", "test", "unused", "seen" and "learned", the groups
+    of the test sounds, and the hashes of all spectrograms.
     """
-    copies = source.copies
-    names = list(spectrograms)
-    split = split_sounds(names, args.seed, args.test, args.groups, copies, held_out)
-    if held_out is None:
-        note_groups(names, args, copies)
-    n_unused = len(names) - sum(len(some) for some in split.values())
+    split = split_sounds(groups.of, copies, args.seed, args.test, held_out)
+    n_unused = len(groups.of) - sum(len(some) for some in split.values())
     if n_unused:
         say(f"{n_unused} copies of validation and test sounds stay unused")
+    split |= {"seen": [], "learned": []}
     if earlier:
-        split = leave_out_seen(split, earlier, args.groups, copies)
-    else:
-        split |= {"seen": [], "learned": []}
-    split = leave_out_twins(split, spectrograms)
+        split = leave_out_seen(split, earlier, groups.sets)
     used = {name for subset in SUBSETS for name in split[subset]}
-    return split | {"unused": sorted(set(names) - used)}
+    return split | {"unused": sorted(set(groups.of) - used), "contents": groups.contents,
+                    "test_groups": [groups.of[name] for name in split["test"]]}
 
 
-def note_groups(names, args, copies):
+def note_groups(groups, args, copies):
     """Print how many groups --groups makes, or suggest a --groups if none is given."""
     if args.groups:
-        group = {name: find_group(name, args.groups, copies) for name in names}
-        loose = [name for name in names if group[name] == find_group(name, None, copies)]
-        found = sorted({group[name] for name in set(names).difference(loose)})
-        say(f"Groups by --groups: {len(found)}, such as {found[0]}")
-        if loose:
-            say(f"--groups does not match {len(loose)} names, such as {loose[0]}: each is a group "
-                "of its own")
-    elif not args.test:
-        sounds = originals(names, copies)
-        pattern = suggest_groups(sounds)
+        check_groups(groups.of, args.groups, copies)
+    elif not (args.test or args.folds_by):
+        sounds = originals(groups.of, copies)
+        pattern = suggest_groups(sounds, groups.of)
         if pattern:
             part = re.match(pattern, sounds[0].split("/", 1)[1])
             example = f", such as {part[1]}" if part else ""
@@ -484,18 +475,21 @@ def check_same_training(path, earlier, info):
 
 def describe_changes(earlier, info):
     """Describe in words how two training runs differ; "" if they do not."""
-    subsets = (*SUBSETS, "unused")
-    old = {name for subset in subsets for name in earlier[subset]}
-    new = {name for subset in subsets for name in info[subset]}
+    old = earlier["contents"]
+    new = info["contents"]
+    n_changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
     if old != new:
-        return f"{len(new - old)} sounds were added and {len(old - new)} removed since training"
+        return (f"{len(new.keys() - old.keys())} sounds were added, {len(old.keys() - new.keys())} "
+                f"removed and {n_changed} changed since training")
     before = {**earlier, **earlier["features"], **earlier["hyperparameters"]}
     now = {**info, **info["features"], **info["hyperparameters"]}
+    if any(earlier[subset] != info[subset] for subset in SUBSETS):
+        now.pop("epochs")  # their number follows from that of the sounds
     texts = []
     for key, value in now.items():
         if isinstance(value, (int, float)) and value != before.get(key):
             texts.append(f"{key} ({before.get(key)}, now {value})")
-        elif not isinstance(value, dict) and key not in subsets and value != before.get(key):
+        elif not isinstance(value, (dict, list)) and value != before.get(key):
             texts.append(key)
     if not texts and any(earlier[subset] != info[subset] for subset in SUBSETS):
         texts.append("split")
@@ -587,15 +581,15 @@ def train_network(spectrograms, info, args):
     began = time.monotonic()
     scope = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
     models.use_seed(info["seed"])
-    with scope:
+    for folder in {args.save.parent, args.results}:
+        utils.make_writable(folder)
+        utils.remove_temporary(folder)
+    with (scope, utils.claim_file(args.save), utils.claim_file(args.results / LOG)):
         network, info = prepare_network(spectrograms, info, args)
         batches = models.Batches(spectrograms, info, models.band_means(network))
         print_training(info, network, models.describe_device(network))
-        for folder in {args.save.parent, args.results}:
-            utils.make_writable(folder)
-            utils.remove_temporary(folder)
         fit_network(network, batches, spectrograms, info, args)
-    finish_training(network, info, args)
+        finish_training(network, info, args)
     say(f"Training took {time.monotonic() - began:.0f} s")
 
 
@@ -829,7 +823,6 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
     subsets: from choose_subsets. earlier: info of the training that this one starts from.
     fold: in cross-validation, its number and the number of folds.
     """
-    note_alike(subsets, source.folder)
     import models  # it loads Keras, which takes seconds: mistakes are found before
     info = make_info(args, source, subsets, earlier, fold)
     if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
@@ -840,9 +833,9 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
             train_network(spectrograms, info, args)
 
 
-def train_folds(source, spectrograms, args, earlier):
+def train_folds(source, spectrograms, groups, args, earlier):
     """Train a network for each fold. Its files have the number of the fold in their names."""
-    folds = choose_folds(source, spectrograms, args, earlier)
+    folds = choose_folds(groups, source.copies, args, earlier)
     import models
     if args.fresh:  # all at once: after a stop, the same command without --fresh continues
         for path in list_folds(args.save):
@@ -858,15 +851,11 @@ def train_folds(source, spectrograms, args, earlier):
         models.keras.utils.clear_session()  # frees the network
 
 
-def choose_folds(source, spectrograms, args, earlier):
+def choose_folds(groups, copies, args, earlier):
     """Choose the subsets of all folds. Raises UserError if one has no test sounds."""
-    names = list(spectrograms)
-    held_out_sounds = split_folds(names, args, source.copies)
-    if not args.folds_by:
-        note_groups(names, args, source.copies)
     folds = []
-    for k, held_out in enumerate(held_out_sounds, 1):
-        folds.append(choose_subsets(source, spectrograms, args, earlier, held_out))
+    for k, held_out in enumerate(split_folds(groups.of, args, copies), 1):
+        folds.append(choose_subsets(groups, copies, args, earlier, held_out))
         if not folds[-1]["test"]:
             raise UserError(f"fold {k}: has no test sounds, for --weights was trained on them; use "
                             "other folds, or leave out --weights")
@@ -876,6 +865,7 @@ def choose_folds(source, spectrograms, args, earlier):
 def main():
     """Load, split, train and save. Returns how many sounds could not be read."""
     args = parse_args()
+    utils.check_outside("--results", args.results, args.samples)
     if args.weights:
         utils.check_weights_path(args.weights)
     source, spectrograms, n_bad = load_training_set(args)
@@ -883,12 +873,14 @@ def main():
     if args.weights:
         import models
         earlier = models.load_info(args.weights)
+    groups = group_sounds(source, spectrograms, args.groups, earlier)
+    note_groups(groups, args, source.copies)
     flags = []
     if args.folds or args.folds_by:
-        train_folds(source, spectrograms, args, earlier)
+        train_folds(source, spectrograms, groups, args, earlier)
         flags = ["--folds"]
     else:
-        subsets = choose_subsets(source, spectrograms, args, earlier)
+        subsets = choose_subsets(groups, source.copies, args, earlier)
         train_split(source, spectrograms, subsets, args, earlier)
     utils.say_next("eval_network.py", *flags, samples=args.samples, preproc=args.preproc,
                    results=args.results, weights=args.save)

@@ -9,6 +9,7 @@ import csv
 import ctypes
 import dataclasses
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import uuid
 import warnings
 import zlib
@@ -58,6 +60,8 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?")  # a file that was being writt
 DISK_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT
 MIN_RATE = 100  # Hz; a damaged header may claim any rate
 MAX_RATE = 10**7  # Hz
+KEY_SIZE = 16  # bytes behind the values of a spectrogram, see make_key
+KEY_PART = 4096  # bytes of a sound file
 READ_SAMPLES = 2**18  # of all channels, read at a time
 AMIN = 1e-10  # the lowest power, as in librosa
 TOP_DB = 80.0  # the range below the loudest bin, as in librosa
@@ -66,6 +70,18 @@ BLOCK = 64  # frames that are transformed at a time, few enough for the CPU cach
 TELLING_SHARE = 0.5  # two classes may differ by this in their share of low sample rates
 CONTINUES = "augment_data.py", "preprocess_data.py", "train_network.py"  # after a stop
 MAX_NAMED = 20  # skipped files that are named on the screen
+N_PARTS = 32  # parts of the length of a sound in its fingerprint
+MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour takes little memory
+MAX_SHIFT = 4  # frames by which one of two equal sounds may be late
+BLUR = 5  # frames
+FLOOR = 40  # dB below the loudest value; quieter values count as equal, and ends of them are cut
+N_AXES = 8  # dimensions in which similar fingerprints are searched
+MAX_DISTANCE = 0.2  # between the fingerprints of one recording
+N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
+MAX_PAIRS = 10_000  # are compared, for a comparison takes about a millisecond
+MAX_DIFFERENCE = 1  # dB between two versions of one recording
+STEADY = 0.2  # dB; a sound that varies less has no details to compare
+MIN_AGREEMENT = 0.6  # correlation of the details of two versions of one recording
 CHUNK = 16  # items that a worker gets at a time
 
 
@@ -237,6 +253,26 @@ def stem_of(name):
     return os.path.splitext(name)[0]
 
 
+def choose_part(match):
+    """Choose the part of a match that counts: 1, the capture group, or 0, the whole match."""
+    return 1 if match.re.groups and match[1] is not None else 0
+
+
+def find_group(name, pattern=None):
+    """The group that the name of a sound stands for.
+
+    pattern: regular expression. The group is its first capture group in the path below the class
+    folder, or else the whole match. Without a match the group is the name without its extension.
+    """
+    path = name.split("/", 1)[1]
+    match = pattern and pattern.search(path)
+    if not match:
+        return stem_of(name)
+    part = choose_part(match)
+    is_at_end = match.end(part) == len(path)
+    return stem_of(match[part]) if is_at_end else match[part]  # the extension does not count
+
+
 def is_sound(name):
     """Whether a file has the extension of a sound and is not hidden."""
     stem, extension = os.path.splitext(os.path.basename(name))
@@ -253,7 +289,14 @@ def list_classes(root):
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     if lost := [entry for entry in entries if not entry.exists() and not is_sound(entry.name)]:
         raise UserError(f"{lost[0]}: is a broken link; mount the drive it points to, or remove it")
-    return sorted(entry.name for entry in entries if entry.is_dir())
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    by_look = {}
+    for name in names:
+        twin = by_look.setdefault(unicodedata.normalize("NFKC", name).strip(), name)
+        if twin != name:
+            raise UserError(f"{root}: two folders are named {name}, in different Unicode forms "
+                            f"({twin!a} and {name!a}); move the sounds into one of them")
+    return names
 
 
 def walk_files(folder, above=()):
@@ -302,6 +345,21 @@ def find_sounds(samples):
     return sounds, loose + [name for name in files if not is_sound(name)]
 
 
+def check_not_empty(sounds, folder):
+    """Raise UserError for a class folder without sounds."""
+    if not sounds:
+        raise UserError(f"{folder}: no sounds there; add at least 2, or remove the folder")
+
+
+def check_outside(flag, folder, samples):
+    """Raise UserError if a folder to write to is that of the sounds, in it or above it."""
+    folder = folder.resolve()
+    samples = samples.resolve()
+    if folder.is_relative_to(samples) or samples.is_relative_to(folder):
+        raise UserError(f"{flag} {folder}: is the folder of sounds, in it or above it; name "
+                        "another one")
+
+
 def list_spectrograms(preproc):
     """Sorted names of the sounds whose spectrograms are in `preproc`."""
     names = [name.removesuffix(".npy") for name in list_files(preproc) if name.endswith(".npy")]
@@ -341,6 +399,14 @@ def list_augmentations(names, samples):
         for row in read_csv(Path(samples, folder, AUGMENTATIONS)):
             listed.add((escape_breaks(folder) + row.get("file", ""), row.get("copy")))
     return listed
+
+
+def find_origin(name, samples):
+    """The sound that a spectrogram is made from, and the number of the copy, 0 for the sound."""
+    copy = COPY.search(name)
+    if copy is None or os.path.lexists(f"{samples}/{name}"):
+        return name, 0
+    return COPY.sub("", name), int(copy[1])
 
 
 def originals(names, copies):
@@ -652,19 +718,29 @@ def note_telling_rates(rates, sample_rate):
             return
 
 
+def choose_channels(y, channels):
+    """Average the channels of a sound, or keep several of them.
+
+    y: float32 [shape=(n_samples, n_channels)]. Returns [shape=(n_samples, channels)]. The last
+    channel is repeated if there are fewer.
+    """
+    n_channels = y.shape[1]
+    if channels > 1:
+        return y[:, np.minimum(range(channels), n_channels - 1)]
+    if n_channels > 1:
+        return (sum(y.T) / np.float32(n_channels))[:, None]  # ten times as fast as y.mean(axis=1)
+    return y
+
+
 def convert_blocks(blocks, settings):
     """Yield a sound at the sample rate and with the channels of `settings`.
 
     blocks: pairs of float32 [shape=(n_samples, n_channels)] and a rate in Hz, as from read_blocks.
-    Yields float32 [shape=(channels, n_samples)]. The last channel is repeated if there are fewer.
+    Yields float32 [shape=(channels, n_samples)].
     """
     resampler = None
     for y, sample_rate in blocks:
-        n_channels = y.shape[1]
-        if settings.channels > 1:
-            y = y[:, np.minimum(range(settings.channels), n_channels - 1)]
-        elif n_channels > 1:
-            y = (sum(y.T) / np.float32(n_channels))[:, None]  # ten times as fast as y.mean(axis=1)
+        y = choose_channels(y, settings.channels)
         if sample_rate == settings.sample_rate:
             yield y.T
             continue
@@ -683,11 +759,10 @@ def log_mel_spectrogram(blocks, settings):
     blocks: float32 [shape=(channels, n_samples)], one after the other.
     Returns float32 in dB [shape=(n_mels, n_frames), or (channels, n_mels, n_frames) for several
     channels]. No value is below -100 dB, or more than 80 dB below the loudest bin. For an even
-    n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.002 dB.
+    n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.003 dB.
     """
     db = np.concatenate(list(iterate_decibels(blocks, settings)), axis=2)
-    # MappedSpectrograms reads arrays in C order.
-    db = np.maximum(db, db.max() - np.float32(TOP_DB), order="C")
+    np.maximum(db, db.max() - np.float32(TOP_DB), out=db)
     return db if settings.channels > 1 else db[0]
 
 
@@ -747,7 +822,159 @@ def count_seconds(spectrogram, settings):
     return (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
 
 
+# ---------------------------------------------------------------- sounds that are alike
+
+def to_power(decibels):
+    """Turn decibels into power, faster than 10 ** (decibels / 10)."""
+    return np.exp(decibels * np.float32(math.log(10) / 10))
+
+
+def take_beginning(spectrogram):
+    """The first minute or so of a spectrogram, the mean of its channels. [shape=(n_mels, n)]"""
+    beginning = spectrogram[..., :MAX_COMPARED]
+    return beginning.reshape(-1, *beginning.shape[-2:]).mean(axis=0)
+
+
+def take_fingerprint(spectrogram):
+    """Describe how the power of a sound is spread over its bands and over its length.
+
+    The level, silence around the sound and its file format change a fingerprint little. Returns
+    square roots of shares [shape=(n_mels + N_PARTS,), float32].
+    """
+    x = take_beginning(spectrogram)
+    power = to_power(x - x.max())
+    power[power < 10 ** (-FLOOR / 10)] = 0
+    frames = power.sum(axis=0)
+    loud = np.flatnonzero(frames)
+    sums = np.concatenate([[0], frames[loud[0]:loud[-1] + 1].cumsum(dtype=float)])
+    parts = np.diff(np.interp(np.linspace(0, len(sums) - 1, N_PARTS + 1), range(len(sums)), sums))
+    shares = np.concatenate([power.sum(axis=1), parts]) / sums[-1]
+    return np.sqrt(shares).astype(np.float32)
+
+
+def trim_spectrogram(spectrogram):
+    """Cut silence from both ends of a spectrogram, and blur it over time.
+
+    Blurred, a sound is nearly the same wherever the frames lie. Returns dB below the loudest value
+    [shape=(n_mels, n_frames), range=[-FLOOR, 0]].
+    """
+    x = take_beginning(spectrogram)
+    power = np.pad(to_power(x - x.max()), [(0, 0), (BLUR, BLUR)])
+    power = scipy.ndimage.uniform_filter1d(power, BLUR)
+    x = 10 * np.log10(np.maximum(power / power.max(), 10 ** (-FLOOR / 10)))
+    loud = np.flatnonzero(x.max(axis=0) > -FLOOR)
+    return x[:, loud[0]:loud[-1] + 1]
+
+
+def compare_sounds(first, second):
+    """Compute the difference of two spectrograms in dB, apart from their level.
+
+    It is the median over all values that are above the floor in one of them: another format loses
+    the highest bands. Returns infinity if the lengths differ, or if the details do not agree: two
+    stretches of the same steady noise differ by less than a dB, but are not one recording.
+    """
+    a = trim_spectrogram(first)
+    b = trim_spectrogram(second)
+    if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
+        return math.inf
+    n_frames = min(a.shape[1], b.shape[1]) + 2 * MAX_SHIFT
+    a, b = (np.pad(x, [(0, 0), (MAX_SHIFT, 3 * MAX_SHIFT)], constant_values=-FLOOR)[:, :n_frames]
+            for x in (a, b))
+    shifts = range(-MAX_SHIFT, MAX_SHIFT + 1)
+    levels = a.mean(axis=0)
+    misfits = [np.abs(levels - np.roll(b.mean(axis=0), shift)).sum() for shift in shifts]
+    b = np.roll(b, shifts[np.argmin(misfits)], axis=1)
+    is_above = np.maximum(a, b) > -FLOOR
+    details = []  # without the mean spectrum and the course of the level
+    for x in (a, b):
+        x = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
+        details.append(x[is_above])
+    spread = np.sqrt(np.mean(np.square(details), axis=1))
+    agreement = np.mean(details[0] * details[1]) / max(np.prod(spread), 1e-9)
+    if max(spread) > STEADY and agreement < MIN_AGREEMENT:
+        return math.inf
+    return float(np.median(np.abs(a - b)[is_above]))
+
+
+def list_similar(fingerprints):
+    """List the pairs of similar fingerprints, at most MAX_PAIRS, nearest first.
+
+    fingerprints: [shape=(n, n_values)]. Returns pairs of indices [shape=(n_pairs, 2)].
+    """
+    # A tree is slow in many dimensions. In a projection, no distance is longer.
+    x = fingerprints - fingerprints.mean(axis=0)
+    _, axes = np.linalg.eigh(x.T @ x)
+    points = x @ axes[:, -N_AXES:]
+    k = min(N_NEAREST, len(x))
+    _, nearest = scipy.spatial.cKDTree(points).query(points, k=[*range(1, k + 1)],
+                                                     distance_upper_bound=MAX_DISTANCE)
+    found = np.stack([np.repeat(np.arange(len(x)), k), nearest.ravel()], axis=1)
+    found = found[found[:, 1] < len(x)]  # else there is no k-th neighbour
+    pairs = np.unique(np.sort(found[found[:, 0] != found[:, 1]], axis=1), axis=0)
+    distances = np.array([np.linalg.norm(x[i] - x[j]) for i, j in pairs])
+    order = np.argsort(distances, kind="stable")
+    order = order[distances[order] < MAX_DISTANCE]
+    if len(order) > MAX_PAIRS:
+        say(f"{len(order)} pairs of sounds are similar; the {MAX_PAIRS} most similar are compared")
+    return pairs[order[:MAX_PAIRS]]
+
+
+def hash_content(spectrogram):
+    """A short hash; identical spectrograms, and no others, share it."""
+    whole = np.ascontiguousarray(spectrogram)
+    return hashlib.blake2b(whole, digest_size=8, person=str(whole.shape).encode()[:16]).hexdigest()
+
+
+def find_alike(contents, fingerprints, load):
+    """Find the sounds that hold the same recording, at any level and in any format.
+
+    contents, fingerprints: dicts from name to hash, and to fingerprint. load: a function from name
+    to spectrogram. Returns a list of (difference in dB, earlier name, later name), smallest
+    difference first. Of identical sounds, each is listed with the first one only.
+    """
+    first = {}
+    found = []
+    for name, content in contents.items():
+        earlier = first.setdefault(content, name)
+        if earlier != name:
+            found.append((0.0, earlier, name))
+    names = list(first.values())
+    if len(names) > 1:
+        for i, j in list_similar(np.stack([fingerprints[name] for name in names])):
+            difference = compare_sounds(load(names[i]), load(names[j]))
+            if difference < MAX_DIFFERENCE:
+                found.append((difference, names[i], names[j]))
+    return sorted(found)
+
+
 # ---------------------------------------------------------------- reading Preproc/ or Samples/
+
+def make_key(path):
+    """Make the key of a sound file, which changes with the file. Returns KEY_SIZE bytes.
+
+    It is a hash of the size, the modification time and three short parts of the file. The time
+    alone would miss two files that were swapped, or one that was replaced at once.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        key = hashlib.blake2b(f"{status.st_size} {status.st_mtime_ns}".encode(),
+                              digest_size=KEY_SIZE)
+        for start in (0, status.st_size // 2, max(0, status.st_size - KEY_PART)):
+            file.seek(start)
+            key.update(file.read(KEY_PART))
+    return key.digest()
+
+
+def is_up_to_date(name, samples, preproc):
+    """Whether a spectrogram is there, and ends with the key of its sound."""
+    origin, _ = find_origin(name, samples)
+    try:
+        with open(f"{preproc}/{name}.npy", "rb") as file:
+            file.seek(-KEY_SIZE, os.SEEK_END)
+            return file.read() == make_key(f"{samples}/{origin}")
+    except OSError:
+        return False
+
 
 class Source(NamedTuple):
     """Where spectrograms come from, and the sounds there."""
@@ -830,13 +1057,13 @@ class MappedSpectrograms(Mapping):
     """Spectrograms on the disk, by name: only the frames that are looked at are read."""
 
     def __init__(self, places):
-        """places: dict from name to the (path, offset, shape) of its array."""
+        """places: dict from name to the (path, size of the file, offset, shape) of its array."""
         self.places = places
 
     def __getitem__(self, name):
-        path, offset, shape = self.places[name]
+        path, size, offset, shape = self.places[name]
         try:
-            if os.path.getsize(path) != offset + 4 * math.prod(shape):
+            if os.path.getsize(path) != size:
                 raise ValueError("it has another size")
             return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
         except (OSError, ValueError) as error:
@@ -851,9 +1078,9 @@ class MappedSpectrograms(Mapping):
 
 
 def locate_spectrogram(name, folder, settings):
-    """The (path, offset, shape) of one spectrogram, for MappedSpectrograms. Raises UserError."""
+    """The place of one spectrogram, for MappedSpectrograms. Raises UserError."""
     array = load_spectrogram(name, folder, settings, mmap_mode="r")
-    return str(array.filename), array.offset, array.shape
+    return str(array.filename), os.path.getsize(array.filename), array.offset, array.shape
 
 
 def read_spectrograms(source, names, memory=None):
@@ -945,6 +1172,25 @@ def folder_lock(folder, message=None, shared=False):
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claim_file(path):
+    """Let no other process write the file at `path` meanwhile. Raises UserError if one does."""
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another training is writing it; wait for its end, or use "
+                            "another --save and --results") from None
+        except OSError:  # a network drive without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def lock_for_reading(preproc):

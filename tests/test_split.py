@@ -1,6 +1,7 @@
 """The split is stratified, repeatable, and cannot leak."""
 
 import re
+import zlib
 from collections import Counter
 from types import SimpleNamespace
 
@@ -9,18 +10,37 @@ import pytest
 
 from train_network import (
     check_classes,
-    find_group,
-    leave_out_twins,
+    check_groups,
+    choose_subsets,
+    group_sounds,
     split_folds,
     split_sounds,
     suggest_groups,
 )
-from utils import UserError, class_of, find_copies, save_csv
+from utils import UserError, class_of, find_copies, find_group, save_csv
 
 
-def split(*args, **kwargs):
+def make_spectrogram(seed):
+    """A spectrogram unlike all others. [shape=(16, 20)]"""
+    rng = np.random.default_rng(seed)
+    return (rng.uniform(-40, 0, (16, 1)) + rng.uniform(-30, 0, (16, 20))).astype(np.float32)
+
+
+def group_of(names, groups=None, spectrograms=None, earlier=None):
+    """The Groups of sounds that are unlike one another, but for those in `spectrograms`."""
+    copies = find_copies(names)
+    made = {name: make_spectrogram(zlib.crc32(name.encode())) for name in names}
+    source = SimpleNamespace(copies=copies)
+    return group_sounds(source, made | (spectrograms or {}), groups, earlier)
+
+
+def split(names, seed, test=None, groups=None, held_out=None, spectrograms=None):
     """The lists of training, validation and test sounds."""
-    found = split_sounds(*args, **kwargs)
+    group = group_of(names, groups, spectrograms).of
+    copies = find_copies(names)
+    if groups:
+        check_groups(group, groups, copies)
+    found = split_sounds(group, copies, seed, test, held_out)
     return found["train"], found["validation"], found["test"]
 
 
@@ -125,65 +145,88 @@ def test_groups_match_subfolders_and_a_capture_group_is_the_part_that_counts(pat
     assert not speakers[0] & speakers[2] and not speakers[0] & speakers[1] and len(speakers[2]) == 1
 
 
-NAMES_OF_TWO = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
-SOUNDS = {name: np.full((4, 9), k, np.float32) for k, name in enumerate(NAMES_OF_TWO)}
-SIDES = {
-    "seen": [],
-    "learned": [],
-    "train": ["a/0.wav", "a/1.wav", "b/0.wav", "b/1.wav"],
-    "validation": ["a/2.wav", "a/3.wav", "b/2.wav", "b/3.wav"],
-    "test": ["a/4.wav", "a/5.wav", "b/4.wav", "b/5.wav"],
-}
+FORTY = [f"{c}/{i:02d}.wav" for c in "ab" for i in range(40)]
 
 
-def test_identical_sounds_are_held_out_or_trained_on_but_not_both(capsys):
-    assert leave_out_twins(SIDES, SOUNDS) == SIDES and capsys.readouterr().out == ""
-    twins = {
-        "a/0.wav": SOUNDS["a/4.wav"],
-        "a/3.wav": SOUNDS["b/5.wav"],
-        "b/1.wav": SOUNDS["a/2.wav"],
-    }
-    found = leave_out_twins(SIDES, SOUNDS | twins)
-    assert found == SIDES | {
-        "train": ["a/1.wav", "b/0.wav"],
-        "validation": ["a/2.wav", "b/2.wav", "b/3.wav"],
-        "test": SIDES["test"],
-    }
-    assert (
-        "Left out 3 sounds, such as a/0.wav: identical to a sound in another subset"
-        in capsys.readouterr().out
-    )
+def sides_of(sides, names):
+    """The numbers of the subsets in which sounds are."""
+    return {k for k, side in enumerate(sides) for name in names if name in side}
 
 
-def test_sounds_that_differ_outside_their_middle_are_no_twins():
-    other = SOUNDS["a/4.wav"].copy()
-    other[0, 0] = 1
-    assert leave_out_twins(SIDES, SOUNDS | {"a/0.wav": other}) == SIDES
+@pytest.mark.parametrize("seed", range(8))
+def test_identical_sounds_and_their_copies_and_formats_are_in_one_subset(seed):
+    twins = ["a/07.wav", "a/31.wav", "b/12.wav"]
+    same = dict.fromkeys(twins, make_spectrogram(0))
+    names = [*FORTY, "a/31_aug1.wav", "b/12_aug1.wav", "b/12.mp3"]
+    sides = split(names, seed, spectrograms=same)
+    assert len(sides_of(sides, names[80:] + twins)) == 1
+    for fold in folds(names, 3, seed=seed, spectrograms=same):
+        assert len(fold & {*names[80:], *twins}) in (0, 6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_recording_at_two_levels_and_lengths_is_in_one_subset(seed):
+    first = make_spectrogram(0)
+    padded = np.pad(first - 6, [(0, 0), (7, 9)], constant_values=-80)
+    sides = split(FORTY, seed, spectrograms={"a/07.wav": first, "b/12.wav": padded})
+    assert len(sides_of(sides, ["a/07.wav", "b/12.wav"])) == 1
+
+
+def test_what_was_joined_is_printed(capsys):
+    same = dict.fromkeys(["a/07.wav", "a/31.wav", "b/12.wav"], make_spectrogram(0))
+    group_of(FORTY)
+    assert capsys.readouterr().out == ""
+    group_of(FORTY, spectrograms=same)
+    said = "Sounds that hold the recording of another, and stay with it: 2, such as a/07.wav and "
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_steady_noises_are_no_group_and_steady_tones_are_groups_of_a_few():
+    rng = np.random.default_rng(0)
+    noises = {name: rng.normal(0, 1, (16, 60)).astype(np.float32) for name in FORTY[:40]}
+    assert len(set(group_of(FORTY, spectrograms=noises).of.values())) == 80
+    band = np.where(np.arange(16) == 3, 0, -60)[:, None] * np.ones(60)
+    tones = {name: (band + rng.normal(0, 0.01, (16, 60))).astype(np.float32)
+             for name in FORTY[:40]}
+    group = group_of(FORTY, spectrograms=tones).of
+    sizes = Counter(group[name] for name in FORTY[:40])
+    assert 4 <= len(sizes) < 40 and max(sizes.values()) <= 10
+    assert Counter(map(class_of, split(FORTY, 0, spectrograms=tones)[2]))["a"] >= 4
 
 
 def test_class_of_identical_sounds_is_trained_on_and_not_tested():
-    found = leave_out_twins(SIDES, SOUNDS | dict.fromkeys(NAMES_OF_TWO[:6], SOUNDS["a/5.wav"]))
-    assert found == {
-        side: [name for name in names if side == "train" or name.startswith("b/")]
-        for side, names in SIDES.items()
-    }
-    with pytest.raises(
-        UserError, match="no test sounds are left, because they are identical to training sounds"
-    ):
-        leave_out_twins(SIDES, dict.fromkeys(NAMES_OF_TWO, SOUNDS["a/5.wav"]))
+    same = dict.fromkeys(FORTY[:40], make_spectrogram(0))
+    sides = split(FORTY, 0, spectrograms=same)
+    assert set(FORTY[:40]) <= set(sides[0])
+    assert {class_of(name) for name in sides[2]} == {"b"}
 
 
-def test_twins_of_what_earlier_training_saw_are_not_held_out():
-    seen = {"seen": ["b/0.wav", "b/1.wav", "gone/x.wav"], "learned": ["b/1.wav"]}
-    twins = {
-        "a/5.wav": SOUNDS["b/0.wav"],
-        "a/2.wav": SOUNDS["b/0.wav"],
-        "a/3.wav": SOUNDS["b/1.wav"],
-    }
-    found = leave_out_twins(SIDES | seen, SOUNDS | twins)
-    assert found["test"] == ["a/4.wav", "b/4.wav", "b/5.wav"]
-    assert found["validation"] == ["a/2.wav", "b/2.wav", "b/3.wav"]
-    assert found["train"] == ["a/0.wav", "a/1.wav", "b/1.wav"]
+def test_sounds_that_earlier_training_saw_are_known_by_their_content_and_their_groups():
+    args = SimpleNamespace(seed=0, test=re.compile(r"^a/0"), groups=None)
+    before = group_of(FORTY)
+    earlier = choose_subsets(before, {}, SimpleNamespace(seed=0, test=None))
+    renamed = {name.replace("a/", "z/").replace(".wav", ".flac"): name for name in FORTY}
+    held = {new: make_spectrogram(zlib.crc32(old.encode())) for new, old in renamed.items()}
+    held["b/31.flac"] = held["b/31.flac"] - np.float32(6)  # of another level: not identical
+    held |= {f"z/new{k}.wav": make_spectrogram(k) for k in range(20)}
+    groups = group_sounds(SimpleNamespace(copies={}), held, None, earlier)
+    args.test = re.compile(r"^z/")
+    found = choose_subsets(groups, {}, SimpleNamespace(seed=3, test=None), earlier)
+    learned = {new for new, old in renamed.items() if old in earlier["train"]}
+    seen = learned | {new for new, old in renamed.items() if old in earlier["validation"]}
+    assert found["test"] and not set(found["test"]) & (seen - {"b/31.flac"})
+    assert found["validation"] and not set(found["validation"]) & (learned - {"b/31.flac"})
+
+
+def test_names_that_earlier_training_saw_join_their_groups():
+    names = [f"{c}/s{g}-{i}.wav" for c in "ab" for g in range(6) for i in range(4)]
+    pattern = re.compile(r"^s\d")
+    earlier = choose_subsets(group_of(names, pattern), {}, SimpleNamespace(seed=0, test=None))
+    later = [name.replace("-", "-new") for name in names]
+    groups = group_of(later, pattern, earlier=earlier)
+    found = choose_subsets(groups, {}, SimpleNamespace(seed=3, test=None), earlier)
+    speakers = {name.split("/")[1][:2] for name in earlier["train"]}
+    assert not {name.split("/")[1][:2] for name in found["test"] + found["validation"]} & speakers
 
 
 def source_of(classes, copies):
@@ -219,7 +262,7 @@ def test_few_recordings_in_two_formats_are_still_tested(seed):
 )
 def test_groups_are_suggested_where_names_share_parts_in_each_class(template, pattern):
     names = [f"{c}/" + template.format(c=c, kit=f"k{i % 5}", i=i) for c in "abc" for i in range(20)]
-    assert suggest_groups(names) == pattern
+    assert suggest_groups(names, {name: name for name in names}) == pattern
     if pattern:
         assert len({find_group(name, re.compile(pattern)) for name in names}) == (
             20 if "kit{i}" in template else 5
@@ -320,10 +363,10 @@ def test_set_too_small_to_split_is_refused(names, classes, words):
 # ---------------------------------------------------------------- folds
 
 
-def folds(names, n_folds=None, by=None, groups=None, seed=0, copies=None):
-    args = SimpleNamespace(folds=n_folds, folds_by=by and re.compile(by), seed=seed,
-                           groups=groups and re.compile(groups))
-    return split_folds(names, args, find_copies(names) if copies is None else copies)
+def folds(names, n_folds=None, by=None, groups=None, seed=0, spectrograms=None):
+    args = SimpleNamespace(folds=n_folds, folds_by=by and re.compile(by), seed=seed)
+    group = group_of(names, groups and re.compile(groups), spectrograms).of
+    return split_folds(group, args, find_copies(names))
 
 
 def test_folds_hold_every_sound_once_and_each_class_evenly():
@@ -365,12 +408,35 @@ def test_test_sounds_of_a_fold_are_the_held_out_originals():
     assert not held_out & {*train, *validation} and validation
 
 
+def test_group_that_official_folds_would_cut_is_in_the_fold_of_its_first_sound(capsys):
+    same = dict.fromkeys(["a/1-0.wav", "b/2-0.wav"], make_spectrogram(0))
+    names = [f"{c}/{k}-{i}.wav" for c in "ab" for k in (1, 2) for i in range(4)]
+    first, second = folds(names, by=r"/(\d)-", spectrograms=same)
+    assert "b/2-0.wav" in first and len(first) == 9 and len(second) == 7
+    assert r"--folds-by /(\d)-: 1 sounds, such as b/2-0.wav, are in the fold" in (
+        capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("layout, pattern", [
+    (("01-01-{k}.mp3", "03-01-{k}.wav"), None), (("low/mp3/{k}.mp3", "low/wav/{k}.wav"), None),
+    (("01/s{i}/{k}.mp3", "03/s{i}/{k}.wav"), "^[^/]+/([^/]+)/")])
+def test_no_groups_are_suggested_that_part_two_formats_of_a_recording(layout, pattern):
+    names = []
+    spectrograms = {}
+    for k in range(40):
+        for kind in layout:
+            name = f"{'ab'[k % 2]}/" + kind.format(i=k // 2 % 2, k=k)
+            names.append(name)
+            spectrograms[name] = make_spectrogram(1000 + k)
+    assert suggest_groups(names, group_of(names, spectrograms=spectrograms).of) == pattern
+    assert suggest_groups(names, {name: name for name in names})  # alone, the names would do
+
+
 @pytest.mark.parametrize("flags, words", [
     ({"n_folds": 101}, "--folds 101: there are too few sounds"),
     ({"by": "^a"}, "--folds-by \\^a: does not match b/000.wav"),
     ({"by": "^."}, "--folds-by \\^.: all sounds of a are in one fold"),
     ({"by": "wav"}, "all sounds of a, b, c, d are in one fold"),
-    ({"by": r"\d(\d)\.wav", "groups": r"^\d"}, "the group 0 is in the folds 0 and 1; use another"),
 ])
 def test_folds_that_cannot_be_are_refused(flags, words):
     with pytest.raises(UserError, match=words):
