@@ -399,8 +399,10 @@ def encode_copy(y, info):
     try:
         return utils.encode_sound(y, info.samplerate, info.format, info.subtype, info.endian)
     except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{os.fsdecode(info.name)}: its format ({info.subtype_info}) cannot be "
-                        f"written: {error}; convert it to WAV") from None
+        path = os.fsdecode(info.name)
+        raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
+                        f"({utils.reason_of(error)}); convert it and remove the original: "
+                        f"{utils.conversion_command(path)}") from None
 
 
 def write_copies(path, n, seed, names, overwrite):

@@ -2,6 +2,7 @@
 import csv
 import os
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -313,6 +314,20 @@ def test_copies_keep_format_rate_channels_and_length(tmp_path, extension, subtyp
         info = soundfile.info(tmp_path / f"a.b_aug{k}.{extension}")
         assert (info.subtype, info.samplerate, info.channels) == (subtype, rate, channels)
         assert info.frames == soundfile.info(path).frames
+
+
+def test_format_that_cannot_be_written_is_one_line_with_the_command_that_converts_it(tmp_path):
+    """libsndfile reads MP3 data in a WAV file, but does not write it."""
+    soundfile.write(tmp_path / "a.mp3", sine(440), RATE)
+    data = (tmp_path / "a.mp3").read_bytes()
+    mp3 = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 576, 1, 1393)
+    body = b"WAVEfmt " + struct.pack("<I", 30) + mp3 + b"data" + struct.pack("<I", len(data)) + data
+    (tmp_path / "a b.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    result = run("augment_data.py", 1, "a b.wav", cwd=tmp_path, status=1)
+    assert result.stderr.splitlines()[0] == (
+        "skipped a b.wav: its format (MPEG Layer III) cannot be written (Supported file format but "
+        "unsupported encoding); convert it and remove the original: ffmpeg -i 'a b.wav' "
+        "'a b.converted.wav'")
 
 
 def test_minutes_of_ogg_are_written(tmp_path):
