@@ -569,8 +569,9 @@ def note_telling_rates(rates, sample_rate):
             usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
             better = max(MIN_RATE, int(0.9 * usual) // 100 * 100)
             say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but "
-                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz; "
-                f"preprocess_data.py --sample-rate {better} removes this clue")
+                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz. "
+                f"preprocess_data.py --sample-rate {better} removes this clue. "
+                f"It also removes all sound above {better / 2000:g} kHz.")
             return
 
 

@@ -92,8 +92,8 @@ def test_missing_weights_are_named_before_keras_is_loaded(sounds, monkeypatch):
 
 
 @pytest.mark.parametrize("rates, sample_rate, words", [
-    ((44100, 96000), None, "100% of low, but 0% of high, is recorded below 96000 Hz; "),
-    ((44100, 96000), 44100, "100% of low, but 0% of high, is recorded at or below 44100 Hz; "),
+    ((44100, 96000), None, "100% of low, but 0% of high, is recorded below 96000 Hz. "),
+    ((44100, 96000), 44100, "100% of low, but 0% of high, is recorded at or below 44100 Hz. "),
     ((44100, 96000), 39600, None), ((96000, 96000), None, None), ((8000, 8000), 16000, None)])
 def test_sample_rates_that_tell_classes_apart_are_said_with_the_rate_that_removes_the_clue(
         tmp_path, capsys, rates, sample_rate, words):
@@ -107,7 +107,9 @@ def test_sample_rates_that_tell_classes_apart_are_said_with_the_rate_that_remove
     said = capsys.readouterr().out.splitlines()
     assert len(said) == (1 if words else 0)
     for line in said:
-        assert words in line and line.endswith("--sample-rate 39600 removes this clue")
+        assert words in line
+        assert line.endswith("preprocess_data.py --sample-rate 39600 removes this clue. It also "
+                             "removes all sound above 19.8 kHz.")
     if rates == (44100, 96000):  # the same white noise: what differs is the clue
         sounds = [utils.sound_to_spectrogram(name, tmp_path, settings) for name in names]
         low, high = (np.mean([sound.mean(axis=1) for sound in some], axis=0)
