@@ -401,8 +401,7 @@ def encode_copy(y, info):
     except (soundfile.SoundFileError, ValueError) as error:
         path = os.fsdecode(info.name)
         raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
-                        f"({utils.reason_of(error)}); convert it and remove the original: "
-                        f"{utils.conversion_command(path)}") from None
+                        f"({utils.reason_of(error)}); {utils.conversion_hint(path)}") from None
 
 
 def write_copies(path, n, seed, names, overwrite):

@@ -374,8 +374,7 @@ def describe_file(path, error):
     with contextlib.suppress(OSError):
         if kind := recognize_file(path):
             return kind
-    return (f"a file that libsndfile cannot read ({reason_of(error)}); convert it and remove the "
-            f"original, or replace it if that fails: {conversion_command(path)}")
+    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
 
 
 def recognize_file(path):
@@ -402,10 +401,11 @@ def reason_of(error):
     return reason
 
 
-def conversion_command(path):
-    """The command that converts a file to WAV, in another file beside it."""
+def conversion_hint(path):
+    """The remedy for a file that libsndfile cannot read or write: a command of ffmpeg."""
     target = Path(path).with_name(f"{Path(path).stem}.converted.wav")
-    return shlex.join(["ffmpeg", "-i", str(path), str(target)])
+    ffmpeg = shlex.join(["ffmpeg", "-i", str(path), str(target)])
+    return f"convert it and remove the original, or replace it if that fails: {ffmpeg}"
 
 
 def open_sound(path):

@@ -335,8 +335,8 @@ def test_format_that_cannot_be_written_is_one_line_with_the_command_that_convert
     result = run("augment_data.py", 1, "a b.wav", cwd=tmp_path, status=1)
     assert result.stderr.splitlines()[0] == (
         "skipped a b.wav: its format (MPEG Layer III) cannot be written (Supported file format but "
-        "unsupported encoding); convert it and remove the original: ffmpeg -i 'a b.wav' "
-        "'a b.converted.wav'")
+        "unsupported encoding); convert it and remove the original, or replace it if that fails: "
+        "ffmpeg -i 'a b.wav' 'a b.converted.wav'")
 
 
 def test_minutes_of_ogg_are_written(tmp_path):
