@@ -399,8 +399,9 @@ def encode_copy(y, info):
     try:
         return utils.encode_sound(y, info.samplerate, info.format, info.subtype, info.endian)
     except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{os.fsdecode(info.name)}: its format ({info.subtype_info}) cannot be "
-                        f"written: {error}; convert it to WAV") from None
+        path = os.fsdecode(info.name)
+        raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
+                        f"({utils.reason_of(error)}); {utils.conversion_hint(path)}") from None
 
 
 def write_copies(path, n, seed, names, overwrite):

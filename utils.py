@@ -47,9 +47,12 @@ try:
 except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
-READABLE = frozenset(
-    ".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .au .snd .caf .w64 .rf64".split())
-TO_CONVERT = frozenset(".m4a .mp4 .aac .wma .amr".split())  # libsndfile cannot read these
+READABLE = frozenset(  # libsndfile reads these
+    ".wav .flac .ogg .oga .opus .aif .aiff .aifc .mp3 .mp2 .au .snd .caf .w64 .rf64 .sph .nist "
+    ".voc".split())
+TO_CONVERT = frozenset(  # ffmpeg makes WAV files of these
+    ".m4a .m4b .m4r .mp4 .m4v .mov .3gp .3g2 .aac .ac3 .eac3 .dts .wma .wmv .asf .amr .webm .weba "
+    ".mka .mkv .avi .flv .mpg .mpeg .ogv .spx .ape .wv .tta .mpc .dsf .dff .ra .rm".split())
 SUBSETS = "train", "validation", "test"  # of a split
 SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.csv"
@@ -435,23 +438,41 @@ def describe_file(path, error):
         return "nothing there; correct the path"
     if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
         return "a file without read permission; make it readable"
-    if not os.path.getsize(path):
-        return "an empty file; replace it"
+    with contextlib.suppress(OSError):
+        if kind := recognize_file(path):
+            return kind
+    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
+
+
+def recognize_file(path):
+    """Describe in words a file that holds no sound of any format. Returns "" for other files."""
+    with open(path, "rb") as file:
+        blocks = (block.lstrip(b"\0") for block in iter(partial(file.read, 2**20), b""))
+        start = next(filter(None, blocks), b"")  # from the first byte that is not zero
+    if not start:
+        return "an empty file, or one of zeros; replace it"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; run git lfs pull"
+    if re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
+        return ""
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "an HTML page; download the file again"
+    return "a text file; replace it"
+
+
+def reason_of(error):
+    """The reason of an error of soundfile in libsndfile's words, without a full stop."""
     reason = str(getattr(error, "error_string", error)).rstrip(".")
-    return f"a file that libsndfile cannot read ({reason}); {conversion_hint(path)}"
+    if reason.startswith("File does not exist"):  # libsndfile says so of any bad file named .mp3
+        return "no MPEG audio found"
+    return reason
 
 
 def conversion_hint(path):
-    """The remedy for a file that libsndfile cannot read: a command for M4A, WMA and their like."""
-    head = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        head = file.read(12)
-    is_wma = head.startswith(bytes.fromhex("3026b2758e66cf11"))
-    if not (head[4:8] == b"ftyp" or is_wma or Path(path).suffix.lower() in TO_CONVERT):
-        return "replace it"
+    """The remedy for a file that libsndfile cannot read or write: a command of ffmpeg."""
     target = Path(path).with_name(f"{Path(path).stem}.converted.wav")
     ffmpeg = shlex.join(["ffmpeg", "-i", str(path), str(target)])
-    return f"convert it, then remove the original: {ffmpeg}"
+    return f"convert it and remove the original, or replace it if that fails: {ffmpeg}"
 
 
 class SoundFile(soundfile.SoundFile):
@@ -713,8 +734,9 @@ def note_telling_rates(rates, sample_rate):
             usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
             better = max(MIN_RATE, int(0.9 * usual) // 100 * 100)
             say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but "
-                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz; "
-                f"preprocess_data.py --sample-rate {better} removes this clue")
+                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz. "
+                f"preprocess_data.py --sample-rate {better} removes this clue. "
+                f"It also removes all sound above {better / 2000:g} kHz.")
             return
 
 

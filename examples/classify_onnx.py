@@ -8,14 +8,19 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-import scipy
-import soundfile
-import soxr
-
+if "--help" in sys.argv[1:]:
+    print(__doc__)
+    sys.exit()
+try:
+    import numpy as np
+    import onnxruntime
+    import scipy
+    import soundfile
+    import soxr
+except ImportError as error:
+    sys.exit(f"{' '.join(str(error).split())}; pip install numpy scipy soundfile soxr onnxruntime")
 if len(sys.argv) != 3:
-    sys.exit(__doc__)
+    sys.exit("name a network and a sound: python examples/classify_onnx.py model.onnx kick.wav")
 model, path = map(Path, sys.argv[1:])
 for file in (model, model.with_suffix(".json"), path):
     if not file.is_file():
@@ -33,18 +38,28 @@ n_fft = settings["n_fft"]
 n_frames = info["n_frames"]
 
 # The sound, with the channels and at the sample rate of training.
+blocks = []
 try:
-    y, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
-except soundfile.SoundFileError as error:
-    sys.exit(f"{path}: cannot be read as a sound: {error}; convert it to WAV")
-if not len(y):
+    with soundfile.SoundFile(path) as file:
+        file_rate = file.samplerate
+        file.seekable = lambda: False  # reads to the end: a FLAC may not give its length
+        while len(block := file.read(2**16, "float32", always_2d=True)):
+            blocks.append(block)  # (n, n_channels)
+except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError of a .raw file
+    sys.exit(f"{path}: cannot be read as a sound: {error}; convert it to WAV, or replace it")
+if not blocks:
     sys.exit(f"{path}: holds no samples; name another sound")
+y = np.concatenate(blocks)  # (n_samples, n_channels)
+if not np.abs(y).max() < 1e9:
+    sys.exit(f"{path}: holds NaN, infinity or values beyond 1e9; replace it")
 if n_channels == 1:
     y = y.mean(axis=1, keepdims=True)
 else:
     y = y[:, np.minimum(range(n_channels), y.shape[1] - 1)]  # repeats the last one if need be
 if file_rate != sample_rate:
     y = soxr.resample(y, file_rate, sample_rate)  # another resampler would change the scores
+if not len(y):
+    y = np.zeros((1, n_channels))  # resampling may leave no sample of a very short sound
 
 # Its log-mel spectrogram, in dB.
 y = np.pad(y.T.astype(float), ((0, 0), (n_fft // 2, n_fft // 2)))  # (n_channels, n_samples + n_fft)

@@ -257,6 +257,20 @@ MUTATIONS = [
         "padded = pad_spectrogram(spectrogram[..., :], self.n_frames + 2 * margin)",
         "training no_more_of_long",
     ),
+    Mutation(
+        "windows that hold half of the sounds",
+        "models.py",
+        "for s in spectrograms], 90)",
+        "for s in spectrograms], 50)",
+        "models nine_in_ten",
+    ),
+    Mutation(
+        "mixup gives the partner the larger share",
+        "models.py",
+        "np.minimum(share, 1 - share)",
+        "np.maximum(share, 1 - share)",
+        "models larger_share",
+    ),
     # leaks
     Mutation(
         "the split ignores its seed",
@@ -327,6 +341,27 @@ MUTATIONS = [
         "if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:",
         "if stem_of(source) in by_stem:",
         "split august",
+    ),
+    Mutation(
+        "augmentations.csv not read for spectrograms",
+        "utils.py",
+        "copies = find_copies(names, samples)\n        return",
+        "copies = find_copies(names)\n        return",
+        "augment source_is_gone",
+    ),
+    Mutation(
+        "augmentations.csv not read for sounds",
+        "utils.py",
+        "copies = find_copies(names, samples)\n    return",
+        "copies = find_copies(names)\n    return",
+        "augment source_is_gone",
+    ),
+    Mutation(
+        "a copy in the official fold of its own name",
+        "train_network.py",
+        "pattern.search(copies.get(name, name))",
+        "pattern.search(name)",
+        "augment official_fold",
     ),
     Mutation(
         "earlier training sounds validate",
@@ -455,6 +490,13 @@ MUTATIONS = [
         "is_last = np.diff(confidence[order], append=-1) < 0",
         "is_last = np.diff(confidence[order], append=-1) <= 0",
         "evaluation equal_confidence",
+    ),
+    Mutation(
+        "noise relative to the sound instead of the copy",
+        "augment_data.py",
+        "* measure_rms(copy)",
+        "* measure_rms(y)",
+        "augment relative_to_the_copy",
     ),
     # the check of the sounds
     Mutation(

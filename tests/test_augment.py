@@ -1,7 +1,9 @@
 """Copies are exact, repeatable and all different, and the original stays untouched."""
 import csv
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import soundfile
 from conftest import DATA, ROOT, SAMPLE_RATE, needs_data, one_line, run, tone
 
 import augment_data
+import train_network
 import utils
 from augment_data import (
     DEFORMATIONS,
@@ -206,6 +209,13 @@ def test_noise_hits_its_ratio_within_a_tenth_of_a_db(y, k):
     assert parameters["scale"] == 1 and ratio == pytest.approx(parameters["snr_db"], abs=0.1)
 
 
+def test_noise_is_relative_to_the_copy_whatever_its_gain(y):
+    parameters = {"gain_db": -20, "noise": "white", "snr_db": 30}
+    copy = augment_data.deform_sound(y, SAMPLE_RATE, parameters, np.random.default_rng(0))
+    ratio = 20 * np.log10(measure_rms(y / 10) / measure_rms(copy - y / 10))
+    assert ratio == pytest.approx(30, abs=0.1)
+
+
 @pytest.mark.parametrize("color, slope", [("white", 0), ("pink", -3.01), ("brown", -6.02)])
 def test_noise_has_its_color_and_channels_of_its_own(color, slope):
     noise = make_noise((2**18, 2), RATE, color, np.random.default_rng(0))
@@ -313,6 +323,20 @@ def test_copies_keep_format_rate_channels_and_length(tmp_path, extension, subtyp
         info = soundfile.info(tmp_path / f"a.b_aug{k}.{extension}")
         assert (info.subtype, info.samplerate, info.channels) == (subtype, rate, channels)
         assert info.frames == soundfile.info(path).frames
+
+
+def test_format_that_cannot_be_written_is_one_line_with_the_command_that_converts_it(tmp_path):
+    """libsndfile reads MP3 data in a WAV file, but does not write it."""
+    soundfile.write(tmp_path / "a.mp3", sine(440), RATE)
+    data = (tmp_path / "a.mp3").read_bytes()
+    mp3 = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 576, 1, 1393)
+    body = b"WAVEfmt " + struct.pack("<I", 30) + mp3 + b"data" + struct.pack("<I", len(data)) + data
+    (tmp_path / "a b.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    result = run("augment_data.py", 1, "a b.wav", cwd=tmp_path, status=1)
+    assert result.stderr.splitlines()[0] == (
+        "skipped a b.wav: its format (MPEG Layer III) cannot be written (Supported file format but "
+        "unsupported encoding); convert it and remove the original, or replace it if that fails: "
+        "ffmpeg -i 'a b.wav' 'a b.converted.wav'")
 
 
 def test_minutes_of_ogg_are_written(tmp_path):
@@ -442,6 +466,23 @@ def test_original_that_is_named_like_a_copy_is_a_source_and_its_copies_are_not(s
     run("preprocess_data.py", "--augment", 2, cwd=sounds)
     assert {path.name for path in (sounds / "Preproc/low").glob("garden*")} == {
         "garden_aug15.wav.npy", "garden_aug15_aug1.wav.npy", "garden_aug15_aug2.wav.npy"}
+
+
+def test_copies_whose_source_is_gone_remain_copies_before_and_after_preprocessing(sounds):
+    run("augment_data.py", 1, "Samples/low/00.wav", cwd=sounds)
+    (sounds / "Samples/low/00.wav").unlink()
+    folders = sounds / "Samples", sounds / "Preproc"
+    assert utils.find_source(*folders).copies == {"low/00_aug1.wav": "low/00.wav"}
+    run("preprocess_data.py", cwd=sounds)
+    source = utils.find_source(*folders)
+    assert source.folder == folders[1] and source.copies == {"low/00_aug1.wav": "low/00.wav"}
+
+
+def test_copies_are_in_the_official_fold_of_their_source():
+    copies = {"a/x-1_aug2.wav": "a/x-1.wav"}
+    names = ["a/x-1.wav", "a/x-2.wav", *copies]
+    folds = train_network.match_folds(names, re.compile(r"-(\d)\.wav"), None, copies)
+    assert folds == [{"a/x-1.wav", "a/x-1_aug2.wav"}, {"a/x-2.wav"}]
 
 
 def test_folder_that_may_not_be_read_is_a_mistake(monkeypatch, tmp_path):

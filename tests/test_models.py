@@ -54,6 +54,11 @@ def test_input_is_normalised_by_the_training_sounds_each_of_which_counts_alike()
     )
 
 
+def test_windows_hold_nine_in_ten_sounds_whole():
+    lengths = [20] * 6 + [100] * 4 + [400]
+    assert models.choose_n_frames(np.zeros((32, n)) for n in lengths) == 104
+
+
 def test_validation_and_test_sounds_choose_neither_window_nor_normalisation():
     names = [f"{c}/{i}.wav" for c in "ab" for i in range(6)]
     hyperparameters = models.HYPERPARAMETERS["default"] | {"layers": 1, "filters": 2}
@@ -240,6 +245,13 @@ def test_mixup_mixes_a_window_and_its_target_alike():
     assert ((y > 1e-4).sum(axis=1) == 2).mean() > 0.5  # mixed from two
     np.testing.assert_allclose(x[:, 0, 10], y @ (np.arange(40) - 50), atol=1e-4)
     assert y.max(axis=1).min() >= 0.5
+
+
+def test_mixup_leaves_each_window_the_larger_share():
+    batches = level_batches(**STILL | {"mixup": 0.3})
+    x = np.zeros((40, 32, 24), np.float32)
+    _, y = batches.mix(x, np.eye(40), np.random.default_rng(0))
+    assert 0.5 <= np.diag(y).min() < 0.9
 
 
 @pytest.mark.parametrize("kind, shares", [("balanced", (0.5, 0.5)), ("none", (0.9, 0.1))])

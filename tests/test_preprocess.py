@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -568,7 +569,7 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed(sounds)
     reasons = skipped(sounds)
     expected = {"empty.mp3": "an empty file", "huge.wav": "beyond 1e9", "inf.wav": "infinity",
                 "nan.wav": "NaN", "none.wav": "without samples",
-                "text.flac": "a file that libsndfile cannot read"}
+                "text.flac": "a text file"}
     assert list(reasons) == [f"middle/{name}" for name in expected]
     for name, reason in expected.items():
         assert reason in reasons[f"middle/{name}"]
@@ -624,17 +625,53 @@ def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
     assert load_json(sounds / "Preproc/settings.json")["finished"] is False
 
 
-@pytest.mark.parametrize("name, head", [
-    ("take 1.m4a", b"\0\0\0\x20ftypM4A "), ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9"),
-    ("lies.wav", b"\0\0\0\x20ftypM4A ")])
-def test_what_libsndfile_does_not_know_is_named_with_the_command_that_converts_it(
-        sounds, name, head):
+MATROSKA = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d")
+G726 = struct.pack("<HHIIHH", 0x45, 1, 8000, 4000, 1, 4)  # the format chunk of a WAV file
+G726 = b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0" + G726 + b"data\x08\0\0\0" + bytes(8)
+
+
+@pytest.mark.parametrize("name, data, reason", [
+    ("take 1.m4a", b"\0\0\0\x20ftypM4A ", "Format not recognised"),
+    ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", "Format not recognised"),
+    ("film.webm", MATROSKA, "Format not recognised"), ("lies.wav", MATROSKA, "Format not rec"),
+    ("phone.wav", G726, "Error in WAV/W64/RF64 file. Malformed 'fmt ' chunk"),
+    ("late.mp3", bytes(2**20) + b"\xff\xfb\x90\xc4", "no MPEG audio found")])
+def test_what_libsndfile_cannot_read_is_named_with_the_command_that_converts_it(
+        sounds, name, data, reason):
     path = f"Samples/low/{name}"
-    (sounds / path).write_bytes(head + bytes(100))
-    said = run("preprocess_data.py", cwd=sounds, status=1).stderr
-    command = said.splitlines()[0].split("convert it, then remove the original: ")[1]
+    (sounds / path).write_bytes(data + bytes(100))
+    line, _ = run("preprocess_data.py", cwd=sounds, status=1).stderr.splitlines()
+    line, command = line.split("; convert it and remove the original, or replace it if that fails:")
+    assert line.startswith(f"skipped {path}: expected a sound, found a file that libsndfile cannot "
+                           f"read ({reason}")
     converted = path.rsplit(".", 1)[0] + ".converted.wav"
     assert shlex.split(command) == ["ffmpeg", "-i", path, converted]
+
+
+def test_what_holds_no_sound_of_any_format_is_named_with_its_remedy(sounds):
+    page = "an HTML page; download the file again"
+    pointer = "a Git LFS pointer; run git lfs pull"
+    blank = "an empty file, or one of zeros; replace it"
+    text = "a text file; replace it"
+    files = {"1.mp3": (b"<!DOCTYPE html><html>", page), "2.wav": (b"\r\n <html>caf\xe9", page),
+             "3.wav": (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", page),
+             "4.mp3": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", pointer),
+             "5.wav": (bytes(2**21), blank), "6.mp3": (b"", blank),
+             "7.flac": (b'{"error": "not found"}\n', text)}
+    for name, (data, _) in files.items():
+        (sounds / "Samples/low" / name).write_bytes(data)
+    run("preprocess_data.py", cwd=sounds, status=1)
+    assert skipped(sounds) == {f"low/{name}": f"expected a sound, found {found}"
+                               for name, (_, found) in files.items()}
+
+
+def test_mp2_sphere_and_voc_files_are_sounds(sounds):
+    layer_2 = b"\xff\xfd\x14\xc0" + bytes(92)  # a frame of 1152 silent samples at 48 kHz
+    (sounds / "Samples/low/a.mp2").write_bytes(20 * layer_2)
+    soundfile.write(sounds / "Samples/low/b.sph", noise(4000), SAMPLE_RATE, format="NIST")
+    soundfile.write(sounds / "Samples/low/c.voc", noise(4000), SAMPLE_RATE, "PCM_16")
+    said = run("preprocess_data.py", cwd=sounds).stdout
+    assert "33 spectrograms written" in said
 
 
 @needs_proc
