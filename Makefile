@@ -18,7 +18,7 @@ test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal tests
 
-leaks: .venv/installed  ## 200 sets of sounds in many versions: is no recording on two sides? 8 minutes
+leaks: .venv/installed  ## 200 sets of sounds in many versions: is no recording on two sides? 5 to 8 minutes
 	LEAKS=200 .venv/bin/python -m pytest -q -rs tests/test_leaks.py
 
 torture: .venv/installed  ## what is kept when all goes wrong, 14 minutes; ARGS="--seconds 3600 --seed 1" for longer

@@ -264,7 +264,7 @@ def command(monkeypatch, tmp_path, capsys):
 
     def call(script, *flags):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
-        call.log.append(shlex.join(sys.argv)[:150])
+        call.log.append(shlex.join(sys.argv).replace(f"{tmp_path}/", "")[:150])
         capsys.readouterr()
         assert importlib.import_module(script).main() == 0
         return capsys.readouterr().out
