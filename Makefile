@@ -18,6 +18,9 @@ test: .venv/installed  ## the linter and all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal tests
 
+leaks: .venv/installed  ## 200 sets of sounds in many versions: is no recording on two sides? 5 to 8 minutes
+	LEAKS=200 .venv/bin/python -m pytest -q -rs tests/test_leaks.py
+
 torture: .venv/installed  ## what is kept when all goes wrong, 14 minutes; ARGS="--seconds 3600 --seed 1" for longer
 	.venv/bin/python tests/torture $(ARGS)
 
@@ -29,4 +32,4 @@ mutants: .venv/installed  ## break the code on purpose, 95 times, and see that a
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt 'pytest>=8,<10' 'pytest-xdist>=3.5,<4' 'ruff>=0.9,<1' 'distributed>=2026.1' 'jax>=0.5' 'tensorboard>=2.21' 'onnx>=1.22' 'tf2onnx>=1.16' 'onnxruntime>=1.24' 'playwright>=1.50'
 	touch $@
 
-.PHONY: bench demo mutants test torture
+.PHONY: bench demo leaks mutants test torture
