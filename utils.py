@@ -487,10 +487,15 @@ class SoundFile(soundfile.SoundFile):
         return False
 
 
+def check_is_file(path):
+    """Raise FileNotFoundError unless `path` is a file. To open a pipe would wait for its writer."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(path)
+
+
 def open_sound(path):
     """Open a sound file as a SoundFile. Raises UserError for an impossible rate."""
-    if not os.path.isfile(path):  # opening a pipe would wait for its other end
-        raise FileNotFoundError(path)
+    check_is_file(path)
     file = None
     if os.name == "posix":  # a descriptor tells find_rest how far a file was read
         with contextlib.suppress(soundfile.LibsndfileError):
@@ -784,6 +789,7 @@ def log_mel_spectrogram(blocks, settings):
     n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.003 dB.
     """
     db = np.concatenate(list(iterate_decibels(blocks, settings)), axis=2)
+    db = np.ascontiguousarray(db)  # with several channels it has another order
     np.maximum(db, db.max() - np.float32(TOP_DB), out=db)
     return db if settings.channels > 1 else db[0]
 
@@ -977,6 +983,7 @@ def make_key(path):
     It is a hash of the size, the modification time and three short parts of the file. The time
     alone would miss two files that were swapped, or one that was replaced at once.
     """
+    check_is_file(path)
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         key = hashlib.blake2b(f"{status.st_size} {status.st_mtime_ns}".encode(),
