@@ -550,6 +550,20 @@ MUTATIONS = [
         "evaluation threshold_is_the_lowest",
     ),
     Mutation(
+        "a threshold promised by the plain share",
+        "models.py",
+        "(chance <= 1 - CONFIDENCE)",
+        "(accuracies >= accuracy)",
+        "evaluation threshold",
+    ),
+    Mutation(
+        "sounds at the threshold are unknown",
+        "models.py",
+        "probabilities.max(axis=-1) >= threshold",
+        "probabilities.max(axis=-1) > threshold",
+        "evaluation very_confidence",
+    ),
+    Mutation(
         "thresholds from predictions that are not calibrated",
         "train_network.py",
         "calibrated = models.apply_temperature(probabilities, temperature)",
