@@ -236,6 +236,17 @@ def stem_of(name):
     return os.path.splitext(name)[0]
 
 
+def find_group(name, pattern=None):
+    """The group of a sound: what `pattern` matches below the class folder, or else its stem.
+
+    pattern: compiled regular expression, of which the first capture group counts, if there is one.
+    """
+    match = pattern and pattern.search(name.split("/", 1)[1])
+    if not match:
+        return stem_of(name)
+    return match[1] if match.re.groups and match[1] is not None else match[0]
+
+
 def is_sound(name):
     """Whether a file has the extension of a sound and is not hidden."""
     stem, extension = os.path.splitext(os.path.basename(name))

@@ -510,8 +510,8 @@ MUTATIONS = [
     Mutation(
         "confusion shares transposed",
         "eval_network.py",
-        "axes.imshow(shares,",
-        "axes.imshow(shares.T,",
+        "axes.pcolormesh(range(n), range(n), shares,",
+        "axes.pcolormesh(range(n), range(n), shares.T,",
         "evaluation confusion",
     ),
     Mutation(
@@ -548,6 +548,34 @@ MUTATIONS = [
         "KEPT_SHARE = 0.95",
         "KEPT_SHARE = 1.0",
         "evaluation threshold_is_the_lowest",
+    ),
+    Mutation(
+        "groups that are all right make the accuracy certain",
+        "eval_network.py",
+        "(variance + expected) / (n * share * (1 - share) + 1)",
+        "variance / max(n * share * (1 - share), 1)",
+        "evaluation interval",
+    ),
+    Mutation(
+        "an interval with the normal quantile for a few groups",
+        "eval_network.py",
+        "wilson_interval(share, n / inflation, quantile)",
+        "wilson_interval(share, n / inflation)",
+        "evaluation interval",
+    ),
+    Mutation(
+        "the confusion matrix resampled in memory",
+        "eval_network.py",
+        'image = axes.pcolormesh(range(n), range(n), shares, cmap="Blues"',
+        'image = axes.imshow(shares, cmap="Blues"',
+        "evaluation little_memory",
+    ),
+    Mutation(
+        "relative links in a page that is reached through a link",
+        "eval_network.py",
+        "if (folder.resolve() / relative).resolve() != path.resolve():",
+        "if not relative:",
+        "report really_is",
     ),
     Mutation(
         "a threshold promised by the plain share",
