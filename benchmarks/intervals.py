@@ -1,7 +1,7 @@
 """Simulate how often the promises of evaluation are kept: thresholds, and the 95 % interval.
 
-Thresholds: how often validation sounds give a threshold for 95 %, and in how many of these cases
-the true accuracy above it is lower. Intervals: how often they hold the true accuracy, for groups
+Thresholds: how many of those for 95 % have a lower true accuracy, by the confidence in the limit
+that chooses them. Intervals: how often they hold the true accuracy, for groups
 of sounds that are right together (beta-binomial, with an intraclass correlation).
 
     python benchmarks/intervals.py
@@ -20,7 +20,8 @@ import models
 N_KNOWN = 40000  # sounds that tell the true accuracy of a network
 KINDS = "calibrated", "noisy", "capped", "meaningless"
 VALIDATION_SIZES = 50, 100, 200, 400, 1000
-ACCURACIES = 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95
+ACCURACIES = 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.949
+CONFIDENCES = 0.5, 0.95, models.CONFIDENCE  # the first is about the plain share
 GROUP_COUNTS = 5, 10, 20, 60
 GROUP_SIZES = 5, 20, 50, "5 to 50"
 CORRELATIONS = 0, 0.1, 0.3
@@ -78,14 +79,20 @@ def print_thresholds(rng, n_trials=200):
     n_offered = sum(models.choose_threshold(*draw_guesses(rng), 0.95) is not None
                     for _ in range(1000))
     print(f"random predictions, 1000 sets: {n_offered} thresholds for 95 %\n")
-    print("| confidence | validation sounds | sets | thresholds | they miss 95 % |")
-    print("|---|---|---|---|---|")
-    total = np.zeros(3, int)
+    print("| confidence of the network | validation sounds |"
+          + "".join(f" limit of {x:.0%} |" for x in CONFIDENCES))
+    print("|---|---|" + "---|" * len(CONFIDENCES))
+    total = np.zeros((len(CONFIDENCES), 2), int)
     for kind, n in itertools.product(KINDS, VALIDATION_SIZES):
-        row = np.array([n_trials * len(ACCURACIES), *count_promises(rng, kind, n, n_trials)])
+        row = []
+        for confidence in CONFIDENCES:
+            models.CONFIDENCE = confidence
+            row.append(count_promises(rng, kind, n, n_trials))
         total += row
-        print(f"| {kind} | {n} | {row[0]} | {row[1]} | {row[2]} |")
-    print(f"| all | | {total[0]} | {total[1]} | {total[2]} ({total[2] / total[1]:.1%}) |\n")
+        print(f"| {kind} | {n} | " + " | ".join(f"{bad} of {all_}" for all_, bad in row) + " |")
+    n_sets = n_trials * len(ACCURACIES) * len(KINDS) * len(VALIDATION_SIZES)
+    print(f"| all, {n_sets} sets | | "
+          + " | ".join(f"{bad} of {all_} ({bad / all_:.1%})" for all_, bad in total) + " |\n")
 
 
 # ---------------------------------------------------------------- intervals
