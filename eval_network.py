@@ -33,6 +33,8 @@ import scipy
 import utils
 from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
 
+# Of the sounds in one group, as long as a test set says nothing else. See benchmarks/README.md.
+CORRELATION = 0.3
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
@@ -50,6 +52,7 @@ FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weigh
              "--folds", "--folds-by")
 MAX_CURVES = 21  # classes that colours and dashes can tell apart
 MAX_CELLS = 72  # classes whose counts are legible in a confusion matrix
+MAX_NAMES = 400  # classes whose names are legible there; of more, every second or third is named
 # Okabe and Ito's colours, for the colour-blind. Their yellow is invisible on white.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = "-", "--", "-."
@@ -69,8 +72,9 @@ def parse_threshold(text):
 def add_threshold(parser):
     """Add the flag --threshold to a parser."""
     parser.add_argument("--threshold", type=parse_threshold, default=0, metavar="P",
-                        help="a sound is unknown if its confidence is below P; auto: 95 %% of the "
-                        "validation sounds at or above it are right (default: 0)")
+                        help="a sound is unknown if its confidence is below P; auto: the lowest "
+                        "at or above which, by the validation sounds, probably at least 95 %% are "
+                        "right (default: 0)")
 
 
 def parse_args():
@@ -159,25 +163,35 @@ def select_test_sounds(source, args, info):
     return sorted(found)
 
 
+def find_groups(names, info):
+    """Find the group of each sound, a string: of test sounds as the split had it, else by name."""
+    known = dict(zip(info["test"], info["test_groups"]))
+    pattern = re.compile(info["--groups"]) if info.get("--groups") else None
+    return [known.get(name) or utils.find_group(name, pattern) for name in names]
+
+
 # ---------------------------------------------------------------- measure
 # y: class indices [shape=(n,)]. probabilities: [shape=(n, n_classes)].
 
-def measure_scores(y, probabilities, raw, info):
-    """Measure the scores on a test set, as a dict for JSON. raw: probabilities not calibrated.
+def measure_scores(y, probabilities, raw, info, groups=None):
+    """Measure the scores on a test set, as a dict for JSON.
 
-    The scores of a class without test sounds are NaN and left out of the macro averages.
+    raw: probabilities not calibrated. groups: the group of each sound, or None if each sound is
+    one. The scores of a class without test sounds are NaN and left out of the macro averages.
     """
     from sklearn import metrics
     classes = info["classes"]
     indices = range(len(classes))
-    n_right = int((probabilities.argmax(axis=1) == y).sum())
+    is_right = probabilities.argmax(axis=1) == y
+    groups = np.arange(len(y)) if groups is None else groups
     positive = y[:, None] == np.arange(len(classes))  # (n, n_classes)
     top_3 = math.nan
     if len(classes) > 3:
         top_3 = metrics.top_k_accuracy_score(y, probabilities, k=3, labels=indices)
     report = {
-        "accuracy": n_right / len(y),
-        "accuracy_95": compute_interval(n_right, len(y)),
+        "accuracy": float(is_right.mean()),
+        "accuracy_95": compute_interval(is_right, groups),
+        "n_groups": len(set(groups)),
         "top_3_accuracy": top_3,
         "micro_auc": metrics.roc_auc_score(positive, probabilities, average="micro"),
         "micro_average_precision": metrics.average_precision_score(
@@ -222,9 +236,35 @@ def count_predictions(y, probabilities):
     return confusion_matrix(y, probabilities.argmax(axis=1), labels=labels)
 
 
-def compute_interval(n_right, n):
-    """Compute Wilson's 95 % interval of a share. Returns [low, high]."""
-    return [*scipy.stats.binomtest(int(n_right), int(n)).proportion_ci(method="wilson")]
+def compute_interval(is_right, groups):
+    """Compute the 95 % interval of the accuracy on new groups. Returns [low, high].
+
+    is_right: bool [shape=(n,)]. groups: the group of each sound. It is Wilson's interval for n /
+    inflation independent sounds, with the t quantile of the number of groups. The inflation is how
+    many times as much the number of right sounds varies as that of independent sounds would (the
+    design effect of Kish 1965, never below 1). One more sound that varies by CORRELATION is
+    counted in, for groups that are all right say nothing about it.
+    """
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    n = len(is_right)
+    n_groups = len(sizes)
+    share = np.mean(is_right)
+    if n_groups == n:
+        return np.stack(wilson_interval(share, n)).tolist()
+    deviations = np.bincount(groups, is_right) - share * sizes  # (n_groups,)
+    variance = (deviations**2).sum() * n_groups / max(1, n_groups - 1)
+    expected = 1 + CORRELATION * ((sizes**2).sum() / n - 1)
+    inflation = max(1, (variance + expected) / (n * share * (1 - share) + 1))
+    quantile = scipy.stats.t.ppf(0.975, max(1, n_groups - 1))
+    return np.stack(wilson_interval(share, n / inflation, quantile)).tolist()
+
+
+def wilson_interval(share, n, quantile=1.96):
+    """Compute Wilson's interval of a share of n independent sounds. Returns its two ends."""
+    ratio = quantile**2 / n
+    centre = (share + ratio / 2) / (1 + ratio)
+    half = np.sqrt(ratio * share * (1 - share) + ratio**2 / 4) / (1 + ratio)
+    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
 
 
 def measure_calibration(y, probabilities):
@@ -250,10 +290,11 @@ def bin_predictions(y, probabilities, n_bins):
 
 def score_thresholds(test):
     """Score the thresholds of the weights on the test sounds, for metrics.json."""
+    import models
     is_right = test["probabilities"].argmax(axis=1) == test["y"]
     last = test["info"]["history"][-1]
     scores = {}
-    for key in ("threshold_95", "threshold_99"):
+    for key in map("threshold_{}".format, models.TARGETS):
         if key in last:
             value = last[key]
             reached = test["probabilities"].max(axis=1) >= value
@@ -376,7 +417,8 @@ def print_report(report, mistakes):
     print_folds(report)
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
-    say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+    basis = f" over {report['n_groups']} groups" if report["n_groups"] < report["n_test"] else ""
+    say("", f"Accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}{basis}), "
             f"balanced accuracy {format_decimals(report['balanced_accuracy'])}, "
             f"macro AUC {format_decimals(report['macro_auc'])} on {report['n_test']} {noun}",
         f"Calibration error {report['calibration_error']:.4f}, before calibration "
@@ -384,13 +426,21 @@ def print_report(report, mistakes):
 
 
 def print_thresholds(report):
-    """Print what each threshold of the weights does to the test sounds."""
+    """Print what each threshold of the weights does to the test sounds, or why there is none."""
+    import models
+    if report["folds"]:
+        return  # each fold has its own
+    n = report["n_validation"]
+    say("")
     if report["thresholds"]:
-        say("", "Threshold  coverage  accuracy")
-    for key, scores in report["thresholds"].items():
-        values = [format_decimals(scores[name]) for name in ("threshold", "coverage", "accuracy")]
-        origin = f"chosen for {key[-2:]} % accuracy on {report['n_validation']} validation sounds"
-        say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
+        say("Threshold  coverage  accuracy")
+    for percent in models.TARGETS:
+        if scores := report["thresholds"].get(f"threshold_{percent}"):
+            values = map(format_decimals, scores.values())
+            origin = f"chosen for {percent} % accuracy on {n} validation sounds"
+            say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
+        else:
+            say(f"No threshold for {percent} %: {models.explain_no_threshold(percent, n)}")
 
 
 def print_folds(report):
@@ -515,16 +565,21 @@ def plot_confusion(path, y, probabilities, report):
     names = [escape_math(name) for name in report["classes"]]
     with utils.new_figure(path, min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n)) as figure:  # inches
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        # imshow would take ten times as much memory.
+        image = axes.pcolormesh(range(n), range(n), shares, cmap="Blues", vmin=0, vmax=1,
+                                rasterized=True)
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
         figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.04, 1)), label="Share of the class")
         if n <= MAX_CELLS:
             label_cells(axes, counts, shares)
-        axes.set_xticks(range(n), names, rotation="vertical")
+        step = math.ceil(n / MAX_NAMES)
+        axes.set_xticks(range(0, n, step), names[::step], rotation="vertical")
         for k in np.flatnonzero(totals == 0):
             axes.axhspan(k - 0.5, k + 0.5, facecolor="none", edgecolor="0.8", hatch="///", lw=0)
             names[k] += " (no test sounds)"
-        axes.set_yticks(range(n), names)
-        axes.tick_params(labelsize=min(10, 2000 / n))
+        axes.set_yticks(range(0, n, step), names[::step])
+        axes.tick_params(labelsize=min(10, 2000 * step / n))
         axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Predicted",
                  ylabel="True class")
 
@@ -540,7 +595,8 @@ def label_cells(axes, counts, shares):
 def plot_reliability(path, y, probabilities, raw, report):
     """Draw how often predictions are right at each confidence, before and after calibration.
 
-    Few sounds get few bins. A deviation within a point's interval may be chance.
+    Few sounds get few bins. A deviation within a point's interval may be chance. The intervals
+    take the sounds as independent: a bin holds too few of a group to measure more.
     """
     n_bins = int(np.clip(len(y) // 20, 3, N_BINS))
     with utils.new_figure(path, 6, 6) as figure:
@@ -550,13 +606,13 @@ def plot_reliability(path, y, probabilities, raw, report):
                                        ("after", probabilities, report, COLORS[0])):
             counts, confidence, n_right = bin_predictions(y, p, n_bins)
             accuracy = n_right / counts
-            bounds = np.transpose([compute_interval(*pair) for pair in zip(n_right, counts)])
+            bounds = np.stack(wilson_interval(accuracy, counts))
             error = round_score(scores["calibration_error"], len(y))
             above.errorbar(confidence, accuracy, np.abs(bounds - accuracy), color=color, marker="o",
                            capsize=3, lw=1.4, elinewidth=0.7,
                            label=f"{name}: calibration error {error}")
             below.hist(p.max(axis=1), n_bins, range=(0, 1), histtype="step", color=color)
-        above.set(ylabel="Accuracy (95 % interval)", ylim=(-0.02, 1.02),
+        above.set(ylabel="Accuracy (95 % interval of independent sounds)", ylim=(-0.02, 1.02),
                   title=f"Calibration by temperature {report['temperature']:.2f}, "
                         f"{len(y)} test sounds")
         above.legend(fontsize=8)
@@ -686,10 +742,15 @@ def provide_sound(name, samples, folder, settings):
 
 
 def make_url(path, folder):
-    """Make the URL of a file in a page in `folder`, relative if it is on the same drive."""
+    """Make the URL of a file in a page in `folder`, relative if that is right in every place.
+
+    It is not if `folder` is a link and the page is opened in its real place, or on two drives.
+    """
     try:
         relative = os.path.relpath(path, folder)
-    except ValueError:  # two drives of Windows
+    except ValueError:
+        relative = ""
+    if (folder.resolve() / relative).resolve() != path.resolve():
         return path.resolve().as_uri()
     return quote(os.fsencode(relative.replace(os.sep, "/")))
 
@@ -852,7 +913,7 @@ def list_known(info):
 def score_test_set(weights, args):
     """Score the test sounds of a network.
 
-    Returns a dict: info, the source of the spectrograms, names, y [shape=(n_sounds,)], the
+    Returns a dict: info, the source of the spectrograms, names, groups, y [shape=(n_sounds,)], the
     probabilities [shape=(n_sounds, n_classes)], the same before calibration ("raw"), and how many
     sounds were skipped.
     """
@@ -867,8 +928,8 @@ def score_test_set(weights, args):
     predictions = utils.show_progress(predictions, len(names), "Scoring")
     raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
     probabilities = models.apply_temperature(raw, info["temperature"])
-    return {"info": info, "source": source, "names": names, "y": y, "raw": raw,
-            "probabilities": probabilities, "n_skipped": n_skipped}
+    return {"info": info, "source": source, "names": names, "groups": find_groups(names, info),
+            "y": y, "raw": raw, "probabilities": probabilities, "n_skipped": n_skipped}
 
 
 def pool_folds(folds):
@@ -878,6 +939,7 @@ def pool_folds(folds):
     temperature = float(np.mean([fold["info"]["temperature"] for fold in folds]))
     return pooled | {"info": folds[0]["info"] | {"temperature": temperature},
                      "names": [name for fold in folds for name in fold["names"]],
+                     "groups": [group for fold in folds for group in fold["groups"]],
                      "source": folds[0]["source"],
                      "n_skipped": sum(fold["n_skipped"] for fold in folds)}
 
@@ -908,7 +970,8 @@ def evaluate(args):
 def make_report(args, test, tests):
     """Make the content of metrics.json. test: the test set, pooled from `tests` with --folds."""
     import models
-    report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
+    report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"],
+                            test["groups"])
     report |= describe_run(args, test["info"], models.keras.backend.backend())
     if args.folds:
         del report["n_train"], report["n_validation"]  # each fold has its own

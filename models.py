@@ -79,6 +79,9 @@ SAFE_CLASSES = frozenset(
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
 UNKNOWN = "unknown"  # the prediction where the confidence is below the threshold
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
+# In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
+CONFIDENCE = 0.99
+TARGETS = 95, 99  # accuracies in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 HYPERPARAMETERS = {  # defaults of each network
@@ -466,15 +469,29 @@ def measure_coverage(y, probabilities):
 
 
 def choose_threshold(y, probabilities, accuracy):
-    """Choose the lowest threshold at which the share `accuracy` of the predictions is right.
+    """Choose the lowest threshold above which predictions are right with at least `accuracy`.
 
-    The arguments are those of measure_coverage. At least one sound in twenty is below it: a new
-    sound may be of none of the classes, even if all validation sounds are right. Returns None if
-    no threshold is high enough, or if there are too few sounds.
+    The other arguments are those of measure_coverage. The lower limit of the accuracy must reach
+    it (Clopper and Pearson 1934, one-sided, at CONFIDENCE). At least one sound in twenty is below
+    the threshold: a new sound may be of none of the classes, even if all validation sounds are
+    right. Returns None if no threshold is high enough, or if there are too few sounds.
     """
     thresholds, coverage, accuracies = measure_coverage(y, probabilities)
-    is_enough = (accuracies >= accuracy) & (coverage <= KEPT_SHARE)
+    n = np.round(coverage * len(y))
+    n_right = np.round(accuracies * n)
+    # The probability that as many or more of n are right, if the accuracy were no higher.
+    chance = scipy.special.betainc(n_right, n - n_right + 1, accuracy)
+    is_enough = (chance <= 1 - CONFIDENCE) & (coverage <= KEPT_SHARE)
     return float(thresholds[is_enough][-1]) if is_enough.any() else None
+
+
+def explain_no_threshold(percent, n):
+    """Explain why n validation sounds gave no threshold for an accuracy in percent."""
+    n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(percent / 100))  # without a mistake
+    n_least = math.ceil(n_right / KEPT_SHARE)
+    if n < n_least:
+        return f"too few validation sounds ({n}; at least {n_least} are needed)"
+    return f"the confident ones of the {n} validation sounds hold too many mistakes"
 
 
 def find_threshold(threshold, info):
@@ -490,9 +507,9 @@ def find_threshold(threshold, info):
         return threshold
     if "threshold_95" in info["history"][-1]:
         return info["history"][-1]["threshold_95"]
-    raise UserError("--threshold auto: the weights have no threshold: there were too few "
-                    "validation sounds, too few were right, or the weights are older; name a "
-                    "number, such as 0.9")
+    reason = explain_no_threshold(95, len(info["validation"]))
+    raise UserError(f"--threshold auto: no threshold for 95 %: {reason}; add sounds and train "
+                    "again, or name a number, such as --threshold 0.9")
 
 
 def choose_classes(probabilities, threshold):

@@ -645,7 +645,7 @@ def validate_network(network, spectrograms, info):
     calibrated = models.apply_temperature(probabilities, temperature)
     scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
               "temperature": temperature}
-    for percent in (95, 99):
+    for percent in models.TARGETS:
         threshold = models.choose_threshold(y, calibrated, percent / 100)
         if threshold is not None:
             scores[f"threshold_{percent}"] = threshold

@@ -19,7 +19,7 @@ MODES = {
     "evaluate": ["eval_network.py"],
     "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
     "classify new sounds": [
-        "eval_network.py", "Samples/low", "--csv", "new.csv", "--threshold", "auto"],
+        "eval_network.py", "Samples/low", "--csv", "new.csv", "--threshold", "0.5"],
     "write timelines": ["examples/timeline.py", "Samples/low/00.wav", "--step", 0.1],
     "write timelines of a folder": [
         "examples/timeline.py", "Samples/low", "--results", "other", "--format", "svg"],

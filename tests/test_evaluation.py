@@ -1,12 +1,16 @@
 """What evaluation measures, prints and draws, and what it says of new sounds."""
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import (
+    ROOT,
     SAMPLE_RATE,
     SMALL,
     load_json,
@@ -21,6 +25,7 @@ from conftest import (
 import eval_network
 import models
 import utils
+from benchmarks import intervals
 
 INFO = {"classes": ["a", "b", "c", "d"], "train": ["a/1.wav"] * 5, "validation": ["b/1.wav"] * 2,
         "temperature": 0.5}
@@ -99,6 +104,76 @@ def test_absent_class_is_null_in_json_and_nothing_else_is(tmp_path):
     assert "NaN" not in (tmp_path / "m.json").read_text()
 
 
+# ---------------------------------------------------------------- intervals
+
+def test_interval_over_single_sounds_is_wilson_s():
+    from scipy import stats
+    for n_right, n in ((0, 1), (1, 1), (29, 40), (40, 40)):
+        found = eval_network.compute_interval(np.arange(n) < n_right, [f"a/{i}" for i in range(n)])
+        expected = stats.binomtest(n_right, n).proportion_ci(method="wilson")
+        assert found == pytest.approx([*expected], abs=1e-4)
+
+
+def test_interval_of_two_groups_computed_by_hand():
+    # 8 of 10 and 4 of 10 are right: each is 2 off, so the number of right sounds has the variance
+    # 8 * 2 / 1 = 16, beside 20 * 0.6 * 0.4 = 4.8. The sound beside them has 1 + 0.3 * 9.
+    is_right = np.r_[np.arange(10) < 8, np.arange(10) < 4]
+    n = 20 / ((16 + 3.7) / (4.8 + 1))
+    expected = eval_network.wilson_interval(0.6, n, 12.7062)  # t, of one degree of freedom
+    assert eval_network.compute_interval(is_right, ["a"] * 10 + ["b"] * 10) == pytest.approx(
+        [*expected], abs=1e-4)
+
+
+def test_interval_is_never_narrower_than_that_of_single_sounds():
+    alternating = np.arange(200) % 2 == 0  # all groups are equally right
+    plain = eval_network.wilson_interval(0.5, 200)
+    low, high = eval_network.compute_interval(alternating, np.arange(200) // 2)
+    assert low < plain[0] and high > plain[1]
+    right = np.ones(200, bool)
+    lows = [eval_network.compute_interval(right, np.arange(200) // size)[0]
+            for size in (1, 2, 20, 200)]
+    assert lows == sorted(lows, reverse=True) and len(set(lows)) == 4
+    assert lows[0] > 0.98 and 0.7 < lows[2] < 0.9 and 0 < lows[3] < 0.2
+
+
+@pytest.mark.parametrize("n_groups, size, correlation", [
+    (5, 20, 0.3), (10, "5 to 50", 0.1), (20, 50, 0.3), (60, 5, 0)])
+@pytest.mark.parametrize("accuracy", intervals.SHARES)
+def test_interval_over_groups_holds_the_true_accuracy(n_groups, size, correlation, accuracy):
+    coverage, width = intervals.measure_interval(
+        np.random.default_rng(0), eval_network.compute_interval, 300, n_groups, size, correlation,
+        accuracy)
+    assert coverage > 0.87 and width < 0.65  # of 300 trials, 0.90 is 0.87 by chance
+
+
+def test_groups_are_those_of_the_split_or_else_of_the_names():
+    info = {"test": ["a/x-1.wav", "b/x-2.wav"], "test_groups": ["1", "2"], "--groups": "^[^-]+"}
+    names = ["b/x-2.wav", "a/x-1.wav", "a/y-3.wav", "b/y-3.wav"]
+    assert eval_network.find_groups(names, info) == ["2", "1", "y", "y"]
+    del info["test_groups"]
+    assert eval_network.find_groups(names, info) == ["x", "x", "y", "y"]
+    assert eval_network.find_groups(names, info | {"--groups": None}) == [
+        "b/x-2", "a/x-1", "a/y-3", "b/y-3"]
+
+
+def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evaluate, tmp_path):
+    said = (trained / "eval.txt").read_text()
+    plain = load_json(trained / "Results/metrics.json")
+    low, high = plain["accuracy_95"]
+    assert f"(95 % interval {low:.4f} to {high:.4f}), balanced" in said and plain["n_groups"] == 6
+    page = (trained / "Results/report.html").read_text()
+    assert f"{low:.4f} to\n{high:.4f}, wider if sounds share a speaker" in page
+    network, info = models.load_network(trained / "weights.keras")
+    models.save_network(network, info | {"test_groups": list("aabbcc")}, tmp_path / "w.keras")
+    _, said = evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)
+    report = load_json(tmp_path / "metrics.json")
+    wide_low, wide_high = report["accuracy_95"]
+    assert wide_low < low and report["n_groups"] == 3
+    assert f"(95 % interval {wide_low:.4f} to {wide_high:.4f} over 3 groups), bal" in said.out
+    assert f"{wide_low:.4f} to\n{wide_high:.4f} over 3 groups.\n" in (
+        tmp_path / "report.html").read_text()
+
+
 # ---------------------------------------------------------------- calibration
 
 def overconfident_case(sharpness, n=4000):
@@ -141,34 +216,71 @@ def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(train
 # ---------------------------------------------------------------- thresholds
 
 def threshold_case():
-    """Classes and predictions of 40 sounds; the four least confident and the 20th are wrong."""
-    confidence = np.linspace(0.99, 0.6, 40)
+    """Classes and predictions of 400 sounds; the 40 least confident and the 200th are wrong."""
+    confidence = np.linspace(0.99, 0.6, 400)
     predictions = np.stack([confidence, 1 - confidence], axis=1)
-    is_right = np.arange(40) < 36
-    is_right[19] = False
+    is_right = np.arange(400) < 360
+    is_right[199] = False
     return np.where(is_right, 0, 1), predictions
 
 
-@pytest.mark.parametrize("accuracy, n_kept", [(1, 19), (0.95, 36), (0.97, 36), (0.98, 19), (0, 38)])
-def test_threshold_is_the_lowest_with_the_accuracy_but_leaves_one_in_twenty_out(accuracy, n_kept):
+def lower_limit(n_right, n):
+    from scipy import stats
+    return stats.binomtest(n_right, n, alternative="greater").proportion_ci(0.99, "exact").low
+
+
+@pytest.mark.parametrize("accuracy, n_kept", [(0.95, 367), (0.975, 361), (0.98, 360), (0.985, None),
+                                              (0.93, 373), (0, 380)])
+def test_threshold_is_the_lowest_whose_accuracy_is_confirmed_but_leaves_one_in_twenty_out(
+        accuracy, n_kept):
     y, p = threshold_case()
+    limits = [lower_limit(int((y[:n] == 0).sum()), n) for n in range(1, 381)]
+    expected = np.flatnonzero(np.array(limits) >= accuracy)
     threshold = models.choose_threshold(y, p, accuracy)
-    assert threshold == p[n_kept - 1].max()
-    assert (models.choose_classes(p, threshold) == 0).sum() == n_kept
+    assert threshold == (p[expected[-1]].max() if len(expected) else None)
+    assert threshold is None or (models.choose_classes(p, threshold) == 0).sum() == n_kept
 
 
-def test_no_threshold_is_high_enough_if_the_most_confident_sound_is_wrong():
-    p = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert models.choose_threshold(np.array([1, 1]), p, 0.95) is None
-    assert models.choose_threshold(np.array([0]), p[:1], 0.95) is None  # too few sounds
+@pytest.mark.parametrize("percent, n_least", [(95, 95), (99, 484)])
+def test_threshold_needs_as_many_sounds_as_the_message_says(percent, n_least):
+    p = np.linspace(0.9, 0.6, n_least)[:, None] * [1, 0]
+    right = np.zeros(n_least, int)
+    assert models.choose_threshold(right, p, percent / 100) is not None
+    assert models.choose_threshold(right[1:], p[1:], percent / 100) is None
+    assert models.explain_no_threshold(percent, n_least - 1) == (
+        f"too few validation sounds ({n_least - 1}; at least {n_least} are needed)")
+    assert "too many mistakes" in models.explain_no_threshold(percent, n_least)
+
+
+def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
+    rng = np.random.default_rng(0)
+    guesses = [intervals.draw_guesses(rng) for _ in range(200)]
+    assert sum(models.choose_threshold(*guess, 0.95) is not None for guess in guesses) <= 10
+    counts = [intervals.count_promises(rng, kind, n, n_trials=10)
+              for kind in intervals.KINDS for n in (100, 200, 400)]
+    n_offered, n_missed = np.sum(counts, axis=0)
+    assert n_offered > 60 and n_missed <= 0.05 * n_offered
+
+
+def test_sound_of_the_very_confidence_of_the_threshold_is_known():
+    p = np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
+    assert models.choose_classes(p, 0.7).tolist() == [0, 1, -1]
+
+
+def test_no_threshold_is_high_enough_if_the_most_confident_sounds_are_wrong():
+    y, p = threshold_case()
+    assert models.choose_threshold(1 - y, p, 0.95) is None
+    assert models.choose_threshold(np.array([0]), p[:1], 0) is None  # too few sounds
 
 
 def test_sounds_of_equal_confidence_are_kept_or_left_out_together():
-    confidence = np.array([1.0, 0.9, 0.9, 0.9, 0.5])
+    confidence = np.repeat([1.0, 0.9, 0.5], [100, 300, 100])
     p = np.stack([confidence, 1 - confidence], axis=1)
-    for y in ([0, 0, 0, 1, 1], [0, 1, 0, 0, 1]):
-        assert models.choose_threshold(np.array(y), p, 0.95) == 1.0
-        assert models.choose_threshold(np.array(y), p, 0.75) == 0.9
+    for wrong in (slice(100, 200), slice(300, 400)):  # a quarter of 400
+        y = np.repeat([0, 1], [400, 100])
+        y[wrong] = 1
+        assert models.choose_threshold(y, p, 0.95) == 1.0
+        assert models.choose_threshold(y, p, 0.65) == 0.9
 
 
 def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshold():
@@ -179,19 +291,39 @@ def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshol
     np.testing.assert_allclose(accuracy, [0, 2 / 3, 3 / 5, 4 / 6])
 
 
-def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(trained):
-    history = models.load_info(trained / "weights.keras")["history"]
-    found = load_json(trained / "Results/metrics.json")["thresholds"]
-    assert found.keys() == {"threshold_95", "threshold_99"}
-    assert {key: history[-1][key] for key in found} == {
-        key: scores["threshold"] for key, scores in found.items()}
+@pytest.fixture
+def with_threshold(trained, tmp_path):
+    """Weights with a threshold that some test sounds do not reach. Returns their path and it."""
     rows = read_scores(trained / "Results")
+    threshold = float(np.median([float(row[row["predicted"]]) for row in rows]))
+    network, info = models.load_network(trained / "weights.keras")
+    info["history"][-1]["threshold_95"] = threshold
+    models.save_network(network, info, tmp_path / "known.keras")
+    return tmp_path / "known.keras", threshold
+
+
+def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(
+        trained, evaluate, with_threshold, tmp_path):
+    weights, threshold = with_threshold
+    _, said = evaluate(trained, "--weights", weights, "--results", tmp_path)
+    rows = read_scores(trained / "Results")
+    kept = [row for row in rows if float(row[row["predicted"]]) >= threshold]
+    accuracy = np.mean([row["class"] == row["predicted"] for row in kept])
+    assert 0 < len(kept) < len(rows)
+    assert load_json(tmp_path / "metrics.json")["thresholds"] == {"threshold_95": pytest.approx(
+        {"threshold": threshold, "coverage": len(kept) / len(rows), "accuracy": accuracy})}
+    assert (f"\nThreshold  coverage  accuracy\n{threshold:9.4f}  {len(kept) / len(rows):8.4f}  "
+            f"{accuracy:8.4f}  chosen for 95 % accuracy on 3 validation sounds\n"
+            "No threshold for 99 %: too few validation sounds (3; at least 484 are needed)\n"
+            ) in said.out
+
+
+def test_evaluation_says_why_there_is_no_threshold(trained):
+    assert load_json(trained / "Results/metrics.json")["thresholds"] == {}
     said = (trained / "eval.txt").read_text()
-    for key, scores in found.items():
-        kept = [row for row in rows if float(row[row["predicted"]]) >= scores["threshold"]]
-        assert scores["coverage"] == pytest.approx(len(kept) / len(rows))
-        assert f"{scores['coverage']:8.4f}" in said
-        assert f"chosen for {key[-2:]} % accuracy on 3 validation sounds" in said
+    reason = "too few validation sounds (3; at least 95 are needed)"
+    assert f"\nNo threshold for 95 %: {reason}\n" in said
+    assert "Threshold  coverage" not in said
 
 
 def read_steps(line, x):
@@ -329,7 +461,9 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
     counts = confusion_matrix(y, p.argmax(axis=1), labels=range(4))
     assert not np.array_equal(counts, counts.T)
     totals = counts.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(axes.images[0].get_array(), counts / np.maximum(1, totals))
+    cells = axes.collections[0]
+    np.testing.assert_allclose(cells.get_array(), counts / np.maximum(1, totals))
+    assert cells.get_coordinates()[0, 0].tolist() == [-0.5, -0.5] and axes.yaxis_inverted()
     written = {text.get_position(): text.get_text() for text in axes.texts}
     assert written == {
         (column, row): f"{counts[row, column]}\n{counts[row, column] / totals[row, 0]:.0%}"
@@ -339,6 +473,34 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
     assert names == ["a", "b", "c", "d (no test sounds)"]
     bar = axes.child_axes[0]
     assert bar.get_window_extent().height == pytest.approx(axes.get_window_extent().height)
+
+
+def test_confusion_matrix_of_many_classes_takes_little_memory(tmp_path):
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        import matplotlib.backends.backend_agg, numpy as np, sklearn.metrics
+        import eval_network, utils
+        def draw(n):
+            y = np.arange(n)
+            eval_network.plot_confusion(Path("c.png"), y, np.eye(n), {"classes": [f"{n}"] * n})
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+        print(draw(2), draw(100))"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, check=True).stdout
+    before, peak = map(float, said.split())
+    assert peak - before < 250
+
+
+def test_confusion_matrix_of_very_many_classes_names_some(tmp_path, figures, monkeypatch):
+    monkeypatch.setattr(eval_network, "MAX_NAMES", 2)
+    y, p, report = random_case()
+    eval_network.plot_confusion(tmp_path / "confusion.png", y, p, report)
+    axes = figures["confusion"].axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [(label.get_text(), *axis.get_ticklocs()[i:i + 1])
+                for i, label in enumerate(axis.get_ticklabels())] == [("a", 0), ("c", 2)]
 
 
 def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
@@ -467,6 +629,7 @@ def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, ev
         alone = load_json(tmp_path / "metrics.json")
         assert fold == {key: alone[key] for key in fold}
         assert read_scores(tmp_path) == read_scores(folded / "Results")[15 * k - 15:15 * k]
+    assert report["n_groups"] == 30
     accuracies = [fold["accuracy"] for fold in report["folds"]]
     said = (folded / "eval.txt").read_text()
     assert f"mean                {np.mean(accuracies):.4f}" in said
@@ -474,6 +637,13 @@ def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, ev
     mistakes = read_table(folded / "Results/mistakes.csv")
     probabilities = [float(row["probability"]) for row in mistakes]
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_groups_of_folds_are_pooled():
+    folds = [{"y": np.zeros(2, int), "raw": np.eye(2), "probabilities": np.eye(2), "n_skipped": 0,
+              "info": {"temperature": 1}, "names": ["a/1", "a/2"], "groups": groups, "source": None}
+             for groups in (["x", "x"], ["y", "z"])]
+    assert eval_network.pool_folds(folds)["groups"] == ["x", "x", "y", "z"]
 
 
 def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path):
@@ -534,7 +704,8 @@ def test_new_sound_gets_the_scores_of_evaluation_alone_and_in_a_batch(trained, e
             assert float(row[name]) == pytest.approx(float(known[name]), abs=1e-5)
 
 
-def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
+def test_sounds_below_the_threshold_are_unknown(trained, evaluate, with_threshold, tmp_path):
+    weights, threshold = with_threshold
     sounds = [f"Samples/{row['file']}" for row in read_scores(trained / "Results")]
     _, said = evaluate(trained, *sounds, "--threshold", 0.999999, "--csv", tmp_path / "all.csv")
     assert {row["predicted"] for row in read_table(tmp_path / "all.csv")} == {"unknown"}
@@ -542,17 +713,19 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, tmp_path):
     assert all(line.endswith("  unknown") for line in lines)
     assert summary == "Predicted for 6 sounds at threshold 0.999999: unknown (6)"
     evaluate(trained, *sounds, "--csv", tmp_path / "plain.csv")
-    evaluate(trained, *sounds, "--threshold", "auto", "--csv", tmp_path / "auto.csv")
-    threshold = models.load_info(trained / "weights.keras")["history"][-1]["threshold_95"]
+    evaluate(trained, *sounds, "--weights", weights, "--threshold", "auto",
+             "--csv", tmp_path / "auto.csv")
     plain, auto = (read_table(tmp_path / name) for name in ("plain.csv", "auto.csv"))
     for row, thresholded in zip(plain, auto, strict=True):
         is_known = float(row[row["predicted"]]) >= threshold
         assert thresholded["predicted"] == (row["predicted"] if is_known else "unknown")
 
 
-def test_weights_without_validation_have_no_threshold_of_their_own():
-    with pytest.raises(utils.UserError, match="auto: the weights have no threshold"):
-        models.find_threshold("auto", {"classes": ["a"], "history": [{"loss": 1}]})
+def test_weights_without_threshold_say_why_and_what_to_do():
+    for n, reason in ((0, "too few validation sounds"), (400, "too many mistakes")):
+        info = {"classes": ["a"], "history": [{"loss": 1}], "validation": ["a/1.wav"] * n}
+        with pytest.raises(utils.UserError, match=f"auto: no threshold for 95 %: .*{reason}"):
+            models.find_threshold("auto", info)
     assert models.find_threshold(0.5, {"classes": ["a"], "history": [{"loss": 1}]}) == 0.5
     named = {"classes": ["unknown"], "history": [{"threshold_95": 1.0}]}
     for threshold in (0.5, "auto"):

@@ -356,14 +356,19 @@ def test_runs_at_once_that_want_different_things_wait_for_one_another(tmp_path):
     assert arrays(tmp_path) == after
 
 
+def test_folder_of_a_class_without_sounds_is_refused_before_anything_changes(sounds):
+    (sounds / "Samples/empty/deep").mkdir(parents=True)
+    line = one_line("preprocess_data.py", cwd=sounds)
+    assert "Samples/empty: no sounds there; add at least 2, or remove the folder" in line
+    assert not (sounds / "Preproc").exists()
+
+
 def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
     write_sounds(tmp_path, n=2)
-    (tmp_path / "Samples/empty/deep").mkdir(parents=True)
     (tmp_path / "out/Preproc/gone").mkdir(parents=True)
     (tmp_path / "out/.0123456789ab.json").touch()
     (tmp_path / "out/Preproc/.0123456789ab.json").touch()
-    said = run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path).stdout
-    assert "Samples: 6 sounds in 3 classes, 2 each; no sounds in empty\n" in said
+    run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path)
     left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
     assert left == ["high", "low", "middle", "settings.json", "suspicious.csv"]
     assert (tmp_path / "out/.0123456789ab.json").exists()

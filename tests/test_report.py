@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin, urlparse
 
 import numpy as np
 import pytest
@@ -144,6 +144,21 @@ def test_links_are_right_from_a_folder_elsewhere(report, evaluate, tmp_path):
     evaluate(report, "--data", "data", "--results", tmp_path / "else where/deep")
     found = sounds_of(tmp_path / "else where/deep/data")
     assert len(found) == N_MISTAKES + 6 and all(path.is_file() for path in found)
+
+
+def test_links_are_right_where_a_linked_folder_of_results_really_is(report, evaluate, tmp_path):
+    real = tmp_path / "else where/deep/er"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    evaluate(report, "--data", "data", "--results", tmp_path / "link")
+    links = [link for link in Links(real / "data/report.html").found
+             if not link.startswith(("data:", "#"))]
+    assert len(links) == N_MISTAKES + 6
+    for folder in (real, tmp_path / "link"):
+        page = (folder / "data/report.html").as_uri()
+        paths = [Path(unquote(urlparse(urljoin(page, link)).path)) for link in links]
+        assert all(path.is_file() for path in paths)
+    assert any(link.startswith("sounds/") for link in links)  # these can move with the page
 
 
 def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evaluate, tmp_path,
