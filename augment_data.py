@@ -391,15 +391,14 @@ def decode_sound(path):
     return np.concatenate([y for y, _ in blocks]), sample_rate
 
 
-def encode_copy(y, info):
+def encode_copy(y, info, path):
     """Encode y, float32 [shape=(n_samples, n_channels)], in the format of the SoundFile `info`.
 
-    Returns the bytes of a file. Raises UserError.
+    path: of that file, for messages. Returns the bytes of a file. Raises UserError.
     """
     try:
         return utils.encode_sound(y, info.samplerate, info.format, info.subtype, info.endian)
     except (soundfile.SoundFileError, ValueError) as error:
-        path = os.fsdecode(info.name)
         raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
                         f"({utils.reason_of(error)}); {utils.conversion_hint(path)}") from None
 
@@ -417,7 +416,7 @@ def write_copies(path, n, seed, names, overwrite):
         for k, target in copies.items():
             copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
             with utils.whole_file(target) as temporary:
-                temporary.write_bytes(encode_copy(copy, info))
+                temporary.write_bytes(encode_copy(copy, info, path))
                 # The line comes first: no copy may lack it.
                 add_augmentation(path, k, {"seed": seed, "only": ",".join(names), **parameters})
     except OSError as error:

@@ -117,6 +117,8 @@ def load_test_set(args, info):
     check_known_classes(source, args, info)
     names = select_test_sounds(source, args, info)
     spectrograms, n_skipped = utils.read_spectrograms(source, names)
+    if args.data:
+        note_known_sounds(source.folder, spectrograms, info)
     if not spectrograms:
         raise UserError(f"{source.folder}: no test sound of {args.weights} can be read; "
                         "name another labelled folder with --data")
@@ -149,9 +151,6 @@ def select_test_sounds(source, args, info):
     sounds = set(utils.originals(source.names, source.copies))
     used = {*info["train"], *info["validation"], *(name for name, _ in info["seen"])}
     if args.data:
-        if n_used := len(sounds & used):
-            say(f"{source.folder}: {n_used} sounds have the names of training sounds; if they are "
-                "the same sounds, the scores say nothing about new ones")
         return sorted(sounds)
     test = set(info["test"])
     found = test & set(source.names)
@@ -161,6 +160,16 @@ def select_test_sounds(source, args, info):
         say(f"{source.folder}: {n_new} sounds are new since training and are not tested; "
             "train_network.py --fresh includes them")
     return sorted(found)
+
+
+def note_known_sounds(folder, spectrograms, info):
+    """Print how many sounds of another folder the training knows, by their contents."""
+    known = {info["contents"][name] for name in info["train"] + info["validation"]}
+    known.update(content for _, content in info["seen"])
+    n_known = sum(utils.hash_content(s) in known for s in spectrograms.values())
+    if n_known:
+        say(f"{folder}: training used {n_known} of these {len(spectrograms)} sounds; the scores on "
+            "them say nothing about new ones")
 
 
 def find_groups(names, info):

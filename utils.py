@@ -73,7 +73,7 @@ BLOCK = 64  # frames that are transformed at a time, few enough for the CPU cach
 TELLING_SHARE = 0.5  # two classes may differ by this in their share of low sample rates
 CONTINUES = "augment_data.py", "preprocess_data.py", "train_network.py"  # after a stop
 MAX_NAMED = 20  # skipped files that are named on the screen
-N_PARTS = 32  # parts of the length of a sound in its fingerprint
+N_PARTS = 8  # parts of a sound in its fingerprint
 MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour takes little memory
 MAX_SHIFT = 4  # frames by which one of two equal sounds may be late
 BLUR = 5  # frames
@@ -864,20 +864,23 @@ def take_beginning(spectrogram):
 
 
 def take_fingerprint(spectrogram):
-    """Describe how the power of a sound is spread over its bands and over its length.
+    """Describe how the power of a sound is spread over the bands, in N_PARTS parts of equal power.
 
     The level, silence around the sound and its file format change a fingerprint little. Returns
-    square roots of shares [shape=(n_mels + N_PARTS,), float32].
+    square roots of shares [shape=(N_PARTS * n_mels / 2,), float32], whose squares add up to 1.
     """
     x = take_beginning(spectrogram)
     power = to_power(x - x.max())
     power[power < 10 ** (-FLOOR / 10)] = 0
+    power = power[:, power.any(axis=0)]  # (n_mels, n_frames)
+    power = np.add.reduceat(power, range(0, len(power), 2))  # (n_mels / 2, n_frames)
     frames = power.sum(axis=0)
-    loud = np.flatnonzero(frames)
-    sums = np.concatenate([[0], frames[loud[0]:loud[-1] + 1].cumsum(dtype=float)])
-    parts = np.diff(np.interp(np.linspace(0, len(sums) - 1, N_PARTS + 1), range(len(sums)), sums))
-    shares = np.concatenate([power.sum(axis=1), parts]) / sums[-1]
-    return np.sqrt(shares).astype(np.float32)
+    sums = np.concatenate([[0], np.cumsum(frames, dtype=float)])
+    # How much of the power of each frame belongs to each part.
+    edges = np.clip(N_PARTS * sums / sums[-1] - np.arange(N_PARTS)[:, None], 0, 1)
+    parts = np.diff(edges, axis=1) / N_PARTS  # (N_PARTS, n_frames)
+    shares = parts @ (power / frames).T  # (N_PARTS, n_mels / 2)
+    return np.sqrt(shares).astype(np.float32).ravel()
 
 
 def trim_spectrogram(spectrogram):
@@ -931,7 +934,8 @@ def list_similar(fingerprints):
     """
     # A tree is slow in many dimensions. In a projection, no distance is longer.
     x = fingerprints - fingerprints.mean(axis=0)
-    _, axes = np.linalg.eigh(x.T @ x)
+    some = x[::1 + len(x) // 2000]
+    _, axes = np.linalg.eigh(some.T @ some)
     points = x @ axes[:, -N_AXES:]
     k = min(N_NEAREST, len(x))
     _, nearest = scipy.spatial.cKDTree(points).query(points, k=[*range(1, k + 1)],
