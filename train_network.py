@@ -477,10 +477,14 @@ def describe_changes(earlier, info):
     """Describe in words how two training runs differ; "" if they do not."""
     old = earlier["contents"]
     new = info["contents"]
+    n_added = len(new.keys() - old.keys())
+    n_removed = len(old.keys() - new.keys())
     n_changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
-    if old != new:
-        return (f"{len(new.keys() - old.keys())} sounds were added, {len(old.keys() - new.keys())} "
-                f"removed and {n_changed} changed since training")
+    if earlier["features"] != info["features"]:
+        n_changed = 0  # other features make other spectrograms of the same sounds
+    if n_added or n_removed or n_changed:
+        return (f"{n_added} sounds were added, {n_removed} removed and {n_changed} changed since "
+                "training")
     before = {**earlier, **earlier["features"], **earlier["hyperparameters"]}
     now = {**info, **info["features"], **info["hyperparameters"]}
     if any(earlier[subset] != info[subset] for subset in SUBSETS):

@@ -78,6 +78,7 @@ MAX_COMPARED = 5000  # frames of a sound, a minute at 44.1 kHz, so that an hour 
 MAX_SHIFT = 4  # frames by which one of two equal sounds may be late
 BLUR = 5  # frames
 FLOOR = 40  # dB below the loudest value; quieter values count as equal, and ends of them are cut
+LOUD = 25  # dB below the loudest value; these values are compared
 N_AXES = 8  # dimensions in which similar fingerprints are searched
 MAX_DISTANCE = 0.2  # between the fingerprints of one recording
 N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
@@ -897,15 +898,13 @@ def trim_spectrogram(spectrogram):
     return x[:, loud[0]:loud[-1] + 1]
 
 
-def compare_sounds(first, second):
-    """Compute the difference of two spectrograms in dB, apart from their level.
+def compare_sounds(a, b):
+    """Compute the difference of two trimmed spectrograms in dB, apart from their level.
 
-    It is the median over all values that are above the floor in one of them: another format loses
-    the highest bands. Returns infinity if the lengths differ, or if the details do not agree: two
-    stretches of the same steady noise differ by less than a dB, but are not one recording.
+    It is the median over the loud values: coding changes the quiet ones, and loses high bands.
+    Returns infinity if the lengths differ, or if the details do not agree: two stretches of the
+    same steady noise differ by about a dB, but are not one recording.
     """
-    a = trim_spectrogram(first)
-    b = trim_spectrogram(second)
     if abs(a.shape[1] - b.shape[1]) > 2 * MAX_SHIFT:
         return math.inf
     n_frames = min(a.shape[1], b.shape[1]) + 2 * MAX_SHIFT
@@ -915,16 +914,17 @@ def compare_sounds(first, second):
     levels = a.mean(axis=0)
     misfits = [np.abs(levels - np.roll(b.mean(axis=0), shift)).sum() for shift in shifts]
     b = np.roll(b, shifts[np.argmin(misfits)], axis=1)
-    is_above = np.maximum(a, b) > -FLOOR
+    louder = np.maximum(a, b)
     details = []  # without the mean spectrum and the course of the level
     for x in (a, b):
         x = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
-        details.append(x[is_above])
+        details.append(x[louder > -FLOOR])
     spread = np.sqrt(np.mean(np.square(details), axis=1))
     agreement = np.mean(details[0] * details[1]) / max(np.prod(spread), 1e-9)
     if max(spread) > STEADY and agreement < MIN_AGREEMENT:
         return math.inf
-    return float(np.median(np.abs(a - b)[is_above]))
+    differences = (a - b)[louder > -LOUD]
+    return float(np.median(np.abs(differences - np.median(differences))))
 
 
 def list_similar(fingerprints):
@@ -971,9 +971,10 @@ def find_alike(contents, fingerprints, load):
         if earlier != name:
             found.append((0.0, earlier, name))
     names = list(first.values())
+    trim = lru_cache(maxsize=1000)(lambda i: trim_spectrogram(load(names[i])))
     if len(names) > 1:
         for i, j in list_similar(np.stack([fingerprints[name] for name in names])):
-            difference = compare_sounds(load(names[i]), load(names[j]))
+            difference = compare_sounds(trim(i), trim(j))
             if difference < MAX_DIFFERENCE:
                 found.append((difference, names[i], names[j]))
     return sorted(found)

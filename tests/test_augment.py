@@ -1,7 +1,6 @@
 """Copies are exact, repeatable and all different, and the original stays untouched."""
 import csv
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -13,7 +12,6 @@ import soundfile
 from conftest import DATA, ROOT, SAMPLE_RATE, needs_data, one_line, run, tone
 
 import augment_data
-import train_network
 import utils
 from augment_data import (
     DEFORMATIONS,
@@ -476,13 +474,6 @@ def test_copies_whose_source_is_gone_remain_copies_before_and_after_preprocessin
     run("preprocess_data.py", cwd=sounds)
     source = utils.find_source(*folders)
     assert source.folder == folders[1] and source.copies == {"low/00_aug1.wav": "low/00.wav"}
-
-
-def test_copies_are_in_the_official_fold_of_their_source():
-    copies = {"a/x-1_aug2.wav": "a/x-1.wav"}
-    names = ["a/x-1.wav", "a/x-2.wav", *copies]
-    folds = train_network.match_folds(names, re.compile(r"-(\d)\.wav"), None, copies)
-    assert folds == [{"a/x-1.wav", "a/x-1_aug2.wav"}, {"a/x-2.wav"}]
 
 
 def test_folder_that_may_not_be_read_is_a_mistake(monkeypatch, tmp_path):

@@ -1,5 +1,4 @@
 """Preprocessing finds sounds that may be wrong, and classes that the recordings give away."""
-import os
 import shutil
 
 import numpy as np
@@ -8,7 +7,6 @@ import soundfile
 from conftest import read_table, run
 
 import preprocess_data
-import train_network
 import utils
 
 RATE = 8000  # Hz
@@ -106,8 +104,7 @@ def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_listed(pr
     assert read_suspicious(preprocessed) == {}
     array = preprocessed / "Preproc/low/01.wav.npy"
     np.save(array, np.full((96, 20), np.nan, np.float32))
-    times = (folder / "low/01.wav").stat()
-    os.utime(array, ns=(times.st_mtime_ns, times.st_mtime_ns))
+    array.write_bytes(array.read_bytes() + utils.make_key(folder / "low/01.wav"))
     (folder / "low/copy.wav").unlink()
     shutil.copy(folder / "low/02.wav", folder / "low/03.wav")
     said = run("preprocess_data.py", cwd=preprocessed).stdout
@@ -116,35 +113,6 @@ def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_listed(pr
     found = read_suspicious(preprocessed)
     assert found.keys() == {("identical", "low/03.wav"), ("unreadable", "low/01.wav")}
     assert found["unreadable", "low/01.wav"].startswith(reason)
-
-
-def test_training_says_which_subsets_hold_nearly_identical_sounds(preprocessed, capsys):
-    low = preprocessed / "Samples/low"
-    (low / "00.wav").rename(low / "=a, 1.wav")
-    names = sorted(path.name for path in low.iterdir())
-    for i, name in enumerate(names):
-        y, _ = soundfile.read(low / name)
-        soundfile.write(low / f"copy{i}.wav", 0.9 * y, RATE)
-    run("preprocess_data.py", cwd=preprocessed)
-    split = {"train": [f"low/{name}" for name in names], "validation": ["low/copy9.wav"],
-             "test": [f"low/copy{i}.wav" for i in range(6)]}
-    train_network.note_alike(split, preprocessed / "Preproc")
-    said = capsys.readouterr().out
-    assert said.startswith("Nearly identical sounds in two subsets: 7, such as ")
-    assert "suspicious.csv lists them" in said
-    utils.save_csv(preprocessed / "suspicious.csv", [
-        ("kind", "class", "file", "detail"),
-        ("identical, in two classes", "low", "low/copy1.wav", f"low/{names[1]}, 0.00 dB")])
-    train_network.note_alike(split, preprocessed)
-    assert "Nearly identical sounds in two subsets: 1," in capsys.readouterr().out
-    train_network.note_alike(split | {"validation": [], "test": []}, preprocessed / "Preproc")
-    train_network.note_alike(split, preprocessed / "Samples")  # without a table
-    assert capsys.readouterr().out == ""
-
-
-def test_training_reads_the_table_of_the_check(trained):
-    said = (trained / "train.txt").read_text()
-    assert "Nearly identical sounds in two subsets: 2, such as high/04.wav and high/01.wav" in said
 
 
 def test_stereo_spectrograms_are_checked(preprocessed):
@@ -159,7 +127,7 @@ def test_stereo_spectrograms_are_checked(preprocessed):
     ("sample_rate", 8000, 16000, "sample_rate is lower"), ("channels", 2, 1, "channels is higher"),
     ("seconds", 3.0, 1.0, "seconds is higher"), ("peak", 0.01, 0.5, "peak is lower")])
 def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words):
-    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
+    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "", np.zeros(16))
     names = [f"{name}/{k}.wav" for name in "abc" for k in range(10)]
     measures = {name: plain._replace(**{key: of_a if name[0] == "a" else of_others})
                 for name in names}
@@ -171,7 +139,7 @@ def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words
 
 
 def test_every_property_that_gives_a_class_away_is_a_row():
-    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
+    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "", np.zeros(16))
     measures = {f"{name}/{k}.wav": plain for name in "bc" for k in range(10)}
     odd = plain._replace(sample_rate=16000, channels=2)
     measures |= {f"a/{k}.wav": odd for k in range(10)}
@@ -181,11 +149,66 @@ def test_every_property_that_gives_a_class_away_is_a_row():
 
 
 def test_many_identical_sounds_are_each_listed_once(tmp_path):
-    measures = {}
-    for k in range(200):
-        measures[f"a/{k:03d}.wav"] = preprocess_data.Measures(
-            8000, 1, 1.0, 0.5, 0.0, np.zeros(16))
-        (tmp_path / "a").mkdir(exist_ok=True)
-        np.save(tmp_path / f"a/{k:03d}.wav.npy", np.zeros((96, 5), np.float32))
-    twins = preprocess_data.find_twins(measures, tmp_path)
-    assert len(twins) == 199 and all(difference == 0 for _, difference in twins.values())
+    fingerprint = utils.take_fingerprint(np.zeros((96, 5), np.float32))
+    found = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "same", fingerprint)
+    rows = preprocess_data.list_twins({f"a/{k:03d}.wav": found for k in range(200)}, tmp_path)
+    assert len(rows) == 199 and {kind for kind, *_ in rows} == {"identical"}
+
+
+def test_lengths_are_odd_within_their_class_and_among_all():
+    plain = preprocess_data.Measures(8000, 1, 0.3, 0.5, 0.5, 0.0, "", np.zeros(16))
+    measures = {f"drum/{k}.wav": plain for k in range(60)}
+    measures |= {f"pad/{k}.wav": plain._replace(seconds=20.0) for k in range(20)}
+    assert preprocess_data.find_odd_lengths(measures) == {}
+    measures["drum/0.wav"] = plain._replace(seconds=9.0)
+    assert preprocess_data.find_odd_lengths(measures) == {
+        "drum/0.wav": "9.00 s, the median of its class is 0.30 s"}
+
+
+@pytest.mark.parametrize("rate, lowest", [(8000, 60), (16000, 60), (44100, 100)])
+def test_tones_of_different_pitch_are_not_alike(rate, lowest):
+    settings = utils.default_settings(rate)
+    time = np.arange(rate) / rate
+    tones = {}
+    for k in range(60):
+        y = 0.3 * np.sin(2 * np.pi * lowest * 2 ** (k / 12) * time, dtype=np.float32)
+        tones[f"a/{k}.wav"] = utils.log_mel_spectrogram([y[None]], settings)
+    fingerprints = {name: utils.take_fingerprint(s) for name, s in tones.items()}
+    assert utils.find_alike({name: name for name in tones}, fingerprints, tones.get) == []
+
+
+def test_a_recording_is_known_at_another_level_and_in_other_formats(preprocessed):
+    folder = preprocessed / "Samples"
+    versions = {}
+    for k, (name, gain, choices) in enumerate([
+            ("low/x.mp3", 0.5, {"compression_level": 0}), ("high/x.ogg", 1, {}),
+            ("middle/x.wav", 0.1, {}), ("low/y.flac", 0.7, {}), ("high/y.aiff", 1, {})]):
+        source = f"low/{k:02d}.wav"
+        y, _ = soundfile.read(folder / source)
+        silence = np.zeros(90 * k)
+        y = gain * np.concatenate([silence, y, silence])
+        soundfile.write(folder / name, y, RATE, **choices)
+        versions[frozenset((source, name))] = name
+    run("preprocess_data.py", cwd=preprocessed)
+    found = {frozenset((name, detail.rsplit(", ", 1)[0])): kind
+             for (kind, name), detail in read_suspicious(preprocessed).items()}
+    assert found.keys() == versions.keys()
+    assert all(kind.startswith("nearly identical") for kind in found.values())
+
+
+def test_sounds_that_the_network_would_not_hear_as_they_are_are_listed(preprocessed):
+    folder = preprocessed / "Samples"
+    y, _ = soundfile.read(folder / "low/00.wav")
+    soundfile.write(folder / "low/wired.wav", np.stack([y, -y], axis=1), RATE)
+    soundfile.write(folder / "low/units.wav", 32768 * y[::-1], RATE, "FLOAT")
+    y, _ = soundfile.read(folder / "low/01.wav")
+    soundfile.write(folder / "low/loud.wav", 3 * y[::-1], RATE, "FLOAT")  # 0.9 at most
+    said = run("preprocess_data.py", cwd=preprocessed).stdout
+    found = read_suspicious(preprocessed)
+    assert found.keys() == {("channels cancel", "low/wired.wav"),
+                            ("beyond full scale", "low/units.wav")}
+    assert "invert a channel, or use --channels 2" in found["channels cancel", "low/wired.wav"]
+    assert "the largest sample is 98" in found["beyond full scale", "low/units.wav"]
+    assert "Suspicious, channels cancel: 1, such as low/wired.wav" in said
+    run("preprocess_data.py", "--channels", 2, cwd=preprocessed)
+    assert ("channels cancel", "low/wired.wav") not in read_suspicious(preprocessed)

@@ -73,8 +73,8 @@ def test_new_sounds_and_classes_after_training_are_said_with_the_next_step(copy_
     shutil.copytree(samples / "low", samples / "new")
     run("preprocess_data.py", cwd=copy_of_trained)
     line = one_line("train_network.py", "--epochs", 3, cwd=copy_of_trained)
-    assert re.search(r"weights.keras: \d+ sounds were added and 0 removed since training; "
-                     "use --fresh to train again", line)
+    assert re.search(r"weights.keras: \d+ sounds were added, 0 removed and 0 changed since "
+                     "training; use --fresh to train again", line)
     line = one_line("eval_network.py", cwd=copy_of_trained)
     assert re.search("Preproc: holds classes that weights.keras does not know, new; "
                      ".*train_network.py --fresh", line)

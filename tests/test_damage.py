@@ -188,7 +188,8 @@ def test_weights_with_a_training_that_cannot_be_are_refused(trained, tmp_path, c
 
 @pytest.mark.parametrize("key", [
     "classes", "features", "hyperparameters", "history", "n_frames", "network", "seed",
-    "temperature", "train", "validation", "test", "unused", "seen", "learned"])
+    "temperature", "train", "validation", "test", "unused", "seen", "learned",
+    "contents", "test_groups"])
 def test_weights_without_a_part_of_their_training_are_refused(trained, tmp_path, key):
     members = members_of(trained / "weights.keras")
     info = json.loads(members["training.json"])

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
     source = "Preproc" if preprocessed else "Samples"
 
     def train():
-        if preprocessed:
+        if preprocessed and not (tmp_path / "Samples/empty").exists():
             run("preprocess_data.py", cwd=tmp_path)
         return one_line("train_network.py", cwd=tmp_path)
 
@@ -58,6 +59,8 @@ def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
         expected = "no sounds there; add at least 2, or remove the folder"
     assert f"Samples/empty: {expected}" in train()
     shutil.copy(tmp_path / "Samples/only/00.wav", tmp_path / "Samples/empty/a.wav")
+    if preprocessed:
+        run("preprocess_data.py", cwd=tmp_path)
     assert f"{source}/empty: expected at least 2 sounds, found 1" in train()
 
 
@@ -152,7 +155,8 @@ def test_stale_spectrograms_are_removed_in_one_walk_through_the_names(tmp_path):
     for k in range(50):
         np.save(tmp_path / f"Preproc/a/{k}.wav.npy", np.zeros(3))
     (tmp_path / "Samples/a/7.wav").touch()
-    shutil.copystat(tmp_path / "Preproc/a/7.wav.npy", tmp_path / "Samples/a/7.wav")
+    with open(tmp_path / "Preproc/a/7.wav.npy", "ab") as file:
+        file.write(utils.make_key(tmp_path / "Samples/a/7.wav"))
     made_with = {"features": {}, "copies": {}}
     utils.save_json(tmp_path / "Preproc/settings.json", made_with)
     wanted = Counted(["a/7.wav"])
@@ -276,12 +280,37 @@ def test_preprocessing_waits_while_training_reads(preprocessed, monkeypatch):
     assert "30 kept" in processes[0].communicate(timeout=60)[0]
 
 
-def test_sounds_that_preprocessing_has_not_seen_are_pointed_out(preprocessed):
-    sounds = preprocessed
-    shutil.copy(sounds / "Samples/low/00.wav", sounds / "Samples/low/new.wav")
-    said = run("train_network.py", "--test", "nothing", cwd=sounds, status=1).stdout
-    assert ("Samples: 1 of its sounds are not in Preproc; if they are new, preprocess_data.py adds "
-            "them") in said
+def test_sounds_that_changed_since_preprocessing_are_pointed_out(preprocessed):
+    low = preprocessed / "Samples/low"
+    (low / "damaged.wav").write_text("no sound")
+    run("preprocess_data.py", cwd=preprocessed, status=1)
+    train = "train_network.py", "--test", "nothing"
+    assert "since preprocessing" not in run(*train, cwd=preprocessed, status=1).stdout
+    shutil.copy(low / "00.wav", low / "new.wav")
+    (low / "01.wav").rename(low / "swap")
+    (low / "02.wav").rename(low / "01.wav")
+    (low / "swap").rename(low / "02.wav")
+    shutil.rmtree(preprocessed / "Samples/high")
+    said = run(*train, cwd=preprocessed, status=1).stdout
+    for words in ("1 sound is new since preprocessing, such as low/new.wav",
+                  "2 sounds are changed since preprocessing, such as low/01.wav",
+                  "10 sounds are gone since preprocessing, such as high/00.wav"):
+        assert f"Samples: {words}; preprocess_data.py brings them up to date" in said
+
+
+def test_class_folders_whose_names_look_the_same_are_refused(sounds):
+    for form in ("NFC", "NFD"):
+        folder = sounds / "Samples" / unicodedata.normalize(form, "café")
+        shutil.copytree(sounds / "Samples/low", folder)
+    line = one_line("preprocess_data.py", cwd=sounds)
+    assert "Samples: two folders are named café" in unicodedata.normalize("NFC", line)
+    assert r"('cafe\u0301' and 'caf\xe9'); move the sounds into one of them" in line
+
+
+def test_results_among_the_sounds_are_refused(sounds):
+    line = one_line("train_network.py", "--results", "Samples/Results", cwd=sounds)
+    assert "--results" in line and "is the folder of sounds, in it or above it" in line
+    assert not (sounds / "Samples/Results").exists()
 
 
 def test_damaged_spectrogram_is_named_and_the_rest_used(preprocessed, capsys):

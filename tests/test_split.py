@@ -13,6 +13,7 @@ from train_network import (
     check_groups,
     choose_subsets,
     group_sounds,
+    match_folds,
     split_folds,
     split_sounds,
     suggest_groups,
@@ -406,6 +407,13 @@ def test_test_sounds_of_a_fold_are_the_held_out_originals():
     train, validation, test = split(NAMES + COPIES, 0, held_out=held_out)
     assert test == sorted(held_out & set(NAMES))
     assert not held_out & {*train, *validation} and validation
+
+
+def test_copies_are_in_the_official_fold_of_their_source():
+    copies = {"a/x-1_aug2.wav": "a/x-1.wav"}
+    group = {"a/x-1.wav": "a/x-1", "a/x-2.wav": "a/x-2", "a/x-1_aug2.wav": "a/x-1"}
+    found = match_folds(group, re.compile(r"-(\d)\.wav"), copies)
+    assert found == [{"a/x-1.wav", "a/x-1_aug2.wav"}, {"a/x-2.wav"}]
 
 
 def test_group_that_official_folds_would_cut_is_in_the_fold_of_its_first_sound(capsys):

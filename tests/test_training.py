@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import ROOT, SMALL, one_line, read_table, run
 
 import models
@@ -389,18 +391,49 @@ def test_finished_training_is_not_done_again_nor_replaced_by_another_without_bei
     (sounds / "Preproc/low/00.wav.npy").rename(sounds / "Preproc/low/new.wav.npy")
     with pytest.raises(
         UserError,
-        match="weights.keras: 1 sounds were added and 1 removed since training; "
+        match="weights.keras: 1 sounds were added, 1 removed and 0 changed since training; "
         "use --fresh to train again",
     ):
         train("--epochs", 1)
     shutil.rmtree(sounds / "Preproc/low")
     with pytest.raises(
-        UserError, match=r"weights.keras: 0 sounds were added and \d+ removed .*--fresh"
+        UserError, match=r"weights.keras: 0 sounds were added, \d+ removed and .*--fresh"
     ):
         train("--epochs", 1)
     assert (sounds / "weights.keras").read_bytes() == before
     train("--epochs", 1, "--fresh", "--seed", 1)
     assert models.load_network(sounds / "weights.keras")[1]["seed"] == 1
+
+
+def test_new_contents_under_the_same_names_are_not_called_finished(train, sounds):
+    train("--epochs", 1)
+    low = sounds / "Samples/low"
+    y, rate = soundfile.read(low / "00.wav")
+    soundfile.write(low / "00.wav", y[::-1], rate)
+    run("preprocess_data.py", cwd=sounds)
+    with pytest.raises(UserError, match="0 sounds were added, 0 removed and 1 changed since"):
+        train("--epochs", 1)
+
+
+def test_two_trainings_do_not_write_the_same_files(train, sounds):
+    for path in (Path("weights.keras"), Path("Results/training_log.csv")):
+        (sounds / path.parent).mkdir(exist_ok=True)
+        with utils.claim_file(sounds / path):
+            with pytest.raises(UserError, match=f"{path}: another training is writing it; wait "):
+                train("--epochs", 1)
+    train("--epochs", 1)
+    assert not list(sounds.glob("**/.*"))
+
+
+def test_epochs_that_follow_from_the_sounds_are_no_difference(train, sounds):
+    train("--epochs", 1)
+    info = models.load_info(sounds / "weights.keras")
+    moved = info | {"train": info["train"][1:], "validation": [info["train"][0]], "epochs": 2,
+                    "--groups": "x"}
+    assert train_network.describe_changes(info, moved) == (
+        "differs from this training in --groups")
+    assert train_network.describe_changes(info, info | {"epochs": 2}) == (
+        "differs from this training in epochs (1, now 2)")
 
 
 def stop_after_an_epoch(train, monkeypatch, *args):
@@ -478,31 +511,26 @@ def test_sounds_that_earlier_training_learned_from_are_never_tested(train, sound
     assert not (seen | {*second["train"], *second["validation"]}) & set(third["test"])
     assert not set(first["train"]) & set(second["validation"])
     assert not {*first["train"], *second["train"]} & set(third["validation"])
-    assert set(third["learned"]) == {*first["train"], *second["train"]}
+    assert {name for name, _ in third["learned"]} == {*first["train"], *second["train"]}
 
 
 def test_sounds_or_groups_that_earlier_training_learned_from_neither_test_nor_validate(capsys):
-    sides = {
-        "train": ["a/mia_1.wav"],
-        "validation": ["a/theo_2.wav", "a/lea_1.wav", "a/kim_1.wav"],
-        "test": ["a/theo_1.wav", "a/nora_1.wav", "b/nora_2.wav", "b/lea_2.wav"],
-    }
-    earlier = {
-        "train": ["b/theo_7.wav"],
-        "validation": ["b/lea_7.wav"],
-        "learned": ["b/kim_7.wav"],
-        "seen": [],
-    }
-    found = train_network.leave_out_seen(sides, earlier, re.compile("^[a-z]+"), {})
-    assert (
-        found["test"] == ["a/nora_1.wav", "b/nora_2.wav"]
-        and "2 of 4 test" in capsys.readouterr().out
-    )
-    assert found["validation"] == ["a/lea_1.wav"]  # who was not learned from: she validated then
-    assert found["train"] == ["a/kim_1.wav", "a/mia_1.wav", "a/theo_2.wav"]
-    assert found["learned"] == ["b/kim_7.wav", "b/theo_7.wav"]
-    alone = train_network.leave_out_seen(sides, earlier, None, {})
-    assert {side: alone[side] for side in sides} == sides
+    people = {"a/mia_1": 0, "a/theo_2": 1, "a/lea_1": 2, "a/kim_1": 3, "a/theo_1": 1, "a/nora_1": 4,
+              "b/nora_2": 4, "b/lea_2": 2, "a/ida_1": 5, "a/eva_1": 6}
+    sides = {"train": ["a/mia_1"], "validation": ["a/theo_2", "a/lea_1", "a/kim_1", "a/ida_1"],
+             "test": ["a/theo_1", "a/nora_1", "b/nora_2", "b/lea_2", "a/eva_1"]}
+    earlier = {"train": ["b/theo_7"], "validation": ["b/lea_7"], "learned": [["b/kim_7", "k"]],
+               "seen": [["b/eva_7", "e"]], "contents": {"b/theo_7": "t", "b/lea_7": "l"}}
+    sets = people | {"b/theo_7": 1, "b/lea_7": 2, "b/kim_7": 3, "b/eva_7": 6}
+    found = train_network.leave_out_seen(sides, earlier, sets)
+    assert found["test"] == ["a/nora_1", "b/nora_2"]
+    assert "3 of 5 test sounds are left out" in capsys.readouterr().out
+    # Lea was not learned from: she validated then.
+    assert found["validation"] == ["a/lea_1", "a/ida_1"]
+    assert found["train"] == ["a/kim_1", "a/mia_1", "a/theo_2"]
+    assert found["learned"] == [("b/kim_7", "k"), ("b/theo_7", "t")]
+    assert found["seen"] == [("b/eva_7", "e"), ("b/kim_7", "k"), ("b/lea_7", "l"),
+                             ("b/theo_7", "t")]
 
 
 @pytest.mark.parametrize("network", models.HYPERPARAMETERS)
