@@ -137,9 +137,7 @@ def group_sounds(source, spectrograms, pattern=None, earlier=None):
         sets.merge(*members)
 
     for name, content in [*contents.items(), *used]:
-        original = source.copies.get(name, name)
-        join(name, ("sound", stem_of(original)))
-        join(name, ("group", utils.find_group(original, pattern)))
+        join(name, ("group", utils.find_group(source.copies.get(name, name), pattern)))
         join(name, ("content", content))
     for pair in find_twins(contents, spectrograms, source.copies):
         join(*(("content", content) for content in pair))
@@ -184,12 +182,16 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
     to its source. test: regular expression; the groups of the sounds whose name it matches are the
     test sounds instead. held_out: set of the test sounds and their copies, instead of `test`.
     Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation and test
-    sounds are left out. Raises UserError if `test` leaves a class without sounds to train on.
+    sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves a class
+    without sounds to train on.
     """
     if test:
         held_out = match_groups(group, test, copies)
     elif held_out is None:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
+    if not held_out:
+        raise UserError("no sounds are left to test on, for the sounds of each class hold the same "
+                        "recording or are one group; add other recordings")
     rest = {name: group[name] for name in group if name not in held_out}
     validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
     return {"train": sorted(set(rest) - validation), "validation": originals(validation, copies),

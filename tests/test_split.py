@@ -200,6 +200,8 @@ def test_class_of_identical_sounds_is_trained_on_and_not_tested():
     sides = split(FORTY, 0, spectrograms=same)
     assert set(FORTY[:40]) <= set(sides[0])
     assert {class_of(name) for name in sides[2]} == {"b"}
+    with pytest.raises(UserError, match="no sounds are left to test on, for the sounds of each"):
+        split(FORTY, 0, spectrograms=dict.fromkeys(FORTY, make_spectrogram(0)))
 
 
 def test_sounds_that_earlier_training_saw_are_known_by_their_content_and_their_groups():
