@@ -407,9 +407,7 @@ def main():
         with utils.connect_dask(args.dask):  # a wrong address is found before anything changes
             pass
     sounds, others = utils.find_sounds(args.samples)
-    filled = set(map(utils.class_of, sounds))
-    for name in utils.list_classes(args.samples):
-        utils.check_not_empty(name in filled, args.samples / name)
+    utils.check_filled(args.samples, sounds)
     say(f"{args.samples}: {len(sounds)} sounds in {describe_classes(args.samples, sounds)}")
     settings = utils.choose_settings(args.samples, sounds, args.sample_rate, n_mels=args.n_mels,
                                      n_fft=args.n_fft, hop_length=args.hop_length,

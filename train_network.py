@@ -68,13 +68,12 @@ def note_other_sounds(source, samples):
     sounds = {name for name in utils.list_files(samples) if utils.is_sound(name)}
     if not sounds:  # they may have been moved away to save space
         return
+    utils.check_filled(samples, sounds)
     skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
-    for name in utils.list_classes(samples):
-        of_class = {sound for sound in sounds if class_of(sound) == name}
-        utils.check_not_empty(of_class, samples / name)
-        if of_class <= skipped:
-            raise UserError(f"{samples}/{name}: none of its sounds can be read; replace them, or "
-                            "remove the folder")
+    readable = set(map(class_of, sounds - skipped))
+    for name in sorted(set(map(class_of, sounds)) - readable):
+        raise UserError(f"{samples}/{name}: none of its sounds can be read; replace them, or "
+                        "remove the folder")
     known = set(source.names)
     origins = {name: utils.find_origin(name, samples)[0] for name in known}
     gone = {name for name, origin in origins.items() if origin not in sounds}

@@ -349,10 +349,13 @@ def find_sounds(samples):
     return sounds, loose + [name for name in files if not is_sound(name)]
 
 
-def check_not_empty(sounds, folder):
-    """Raise UserError for a class folder without sounds."""
-    if not sounds:
-        raise UserError(f"{folder}: no sounds there; add at least 2, or remove the folder")
+def check_filled(samples, sounds):
+    """Raise UserError for a class folder in `samples` that has none of the sounds."""
+    filled = set(map(class_of, sounds))
+    for name in list_classes(samples):
+        if name not in filled:
+            raise UserError(f"{samples}/{name}: no sounds there; add at least 2, or remove the "
+                            "folder")
 
 
 def check_outside(flag, folder, samples):

@@ -179,21 +179,20 @@ def test_tones_of_different_pitch_are_not_alike(rate, lowest):
 
 def test_a_recording_is_known_at_another_level_and_in_other_formats(preprocessed):
     folder = preprocessed / "Samples"
-    versions = {}
+    versions = set()
     for k, (name, gain, choices) in enumerate([
-            ("low/x.mp3", 0.5, {"compression_level": 0}), ("high/x.ogg", 1, {}),
-            ("middle/x.wav", 0.1, {}), ("low/y.flac", 0.7, {}), ("high/y.aiff", 1, {})]):
+            ("high/y.aiff", 1, {}), ("high/x.ogg", 1, {}), ("middle/x.wav", 0.1, {}),
+            ("low/y.flac", 0.7, {}), ("low/x.mp3", 0.5, {"compression_level": 0.5})]):
         source = f"low/{k:02d}.wav"
         y, _ = soundfile.read(folder / source)
         silence = np.zeros(90 * k)
         y = gain * np.concatenate([silence, y, silence])
         soundfile.write(folder / name, y, RATE, **choices)
-        versions[frozenset((source, name))] = name
+        versions.add(frozenset((source, name)))
     run("preprocess_data.py", cwd=preprocessed)
-    found = {frozenset((name, detail.rsplit(", ", 1)[0])): kind
-             for (kind, name), detail in read_suspicious(preprocessed).items()}
-    assert found.keys() == versions.keys()
-    assert all(kind.startswith("nearly identical") for kind in found.values())
+    found = {frozenset((name, detail.rsplit(", ", 1)[0]))
+             for (_, name), detail in read_suspicious(preprocessed).items()}
+    assert found == versions
 
 
 def test_sounds_that_the_network_would_not_hear_as_they_are_are_listed(preprocessed):

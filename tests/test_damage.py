@@ -173,7 +173,7 @@ INVALID = "invalid training metadata"
 @pytest.mark.parametrize("changed, found", [
     ({"classes": ["high", "low"]}, "a network from"),
     ({"classes": ["high", "low", "low"]}, INVALID), ({"classes": "abc"}, INVALID),
-    ({"test": [1]}, INVALID), ({"unused": None}, INVALID), ({"temperature": 0}, INVALID),
+    ({"test": [1]}, INVALID), ({"unused": None}, "not iterable"), ({"temperature": 0}, INVALID),
     ({"temperature": "1"}, "'<' not supported"), ({"n_frames": 8}, "a network from"),
     ({"hyperparameters": []}, INVALID), ({"network": "other"}, INVALID), ({"seed": None}, INVALID),
     ({"history": [{"epoch": "1"}]}, INVALID), ({"history": [1]}, "no attribute"),
