@@ -650,8 +650,10 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
     with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one cross-"):
         evaluate(tmp_path, "--folds")
     network, info = models.load_network(folded / "weights-fold2.keras")
-    for change in ({"seed": 1}, {"--groups": "x"}, {"unused": ["low/new.wav"]},
-                   {"fold": None}, {"hyperparameters": info["hyperparameters"] | {"eq": 0}}):
+    other_sounds = {"unused": info["unused"] + ["low/new.wav"],
+                    "contents": info["contents"] | {"low/new.wav": "0"}}
+    for change in ({"seed": 1}, {"--groups": "x"}, other_sounds, {"fold": None},
+                   {"hyperparameters": info["hyperparameters"] | {"eq": 0}}):
         models.save_network(network, info | change, tmp_path / "weights-fold2.keras")
         with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one"):
             evaluate(tmp_path, "--folds")

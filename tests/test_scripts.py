@@ -114,15 +114,19 @@ def test_same_seed_trains_the_same_and_test_sounds_choose_nothing(copy_of_traine
     """Trained again from Samples/, with every test sound replaced by noise: the same weights."""
     before, info = models.load_network(copy_of_trained / "weights.keras")
     shutil.rmtree(copy_of_trained / "Preproc")
-    y = np.random.default_rng(1).normal(0, 0.5, 5000)
-    for k, name in enumerate(info["test"]):
-        soundfile.write(copy_of_trained / "Samples" / name, np.roll(y, k), SAMPLE_RATE)
+    rng = np.random.default_rng(1)
+    for name in info["test"]:
+        y = rng.normal(0, 0.5, 5000)
+        soundfile.write(copy_of_trained / "Samples" / name, y, SAMPLE_RATE)
     flags = "--epochs", 3, "--layers", 1, "--fresh"
     said = run("train_network.py", *flags, cwd=copy_of_trained).stdout
     assert re.search(r"Computed in [\d.]+ s; to keep them, run python \S*preprocess_data.py", said)
     after, info_after = models.load_network(copy_of_trained / "weights.keras")
     for row in info["history"] + info_after["history"]:
         del row["seconds"], row["windows_per_second"]
+    for name in info["test"] + info["unused"]:
+        assert (info["contents"].pop(name) != info_after["contents"].pop(name)
+                or name in info["unused"])
     assert info == info_after
     for old, new in zip(before.get_weights(), after.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
