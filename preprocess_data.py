@@ -272,10 +272,10 @@ def find_clues(measures):
 
 def list_twins(measures, preproc):
     """List the sounds that hold the recording of an earlier one, as rows of find_suspicious."""
-    loud = {name: found for name, found in measures.items() if found.peak > SILENT}
+    loud = {name: found for name, found in measures.items() if found.heard > SILENT}
     pairs = utils.find_alike(
         {name: found.content for name, found in loud.items()},
-        {name: found.fingerprint for name, found in loud.items()},
+        lambda name: loud[name].fingerprint,
         lambda name: np.load(f"{preproc}/{name}.npy", mmap_mode="r"))
     rows = {}
     for difference, earlier, later in pairs:

@@ -155,13 +155,13 @@ def find_twins(contents, spectrograms, copies):
     a single group. Returns a list of pairs of hashes.
     """
     sounds = originals(contents, copies)
-    fingerprints = {name: utils.take_fingerprint(spectrograms[name]) for name in sounds}
     sizes = Counter(map(class_of, sounds))
     sets = DisjointSet(contents[name] for name in sounds)
     pairs = []
     joined = {}
-    for difference, *names in utils.find_alike({name: contents[name] for name in sounds},
-                                               fingerprints, spectrograms.__getitem__):
+    for difference, *names in utils.find_alike(
+            {name: contents[name] for name in sounds},
+            lambda name: utils.take_fingerprint(spectrograms[name]), spectrograms.__getitem__):
         pair = [contents[name] for name in names]
         limit = max(MAX_TWINS, min(sizes[class_of(name)] for name in names) // 4)
         if sets.connected(*pair) or sets.subset_size(pair[0]) + sets.subset_size(pair[1]) <= limit:
@@ -338,12 +338,14 @@ def check_groups(group, pattern, copies):
             "of its own")
 
 
-def suggest_groups(names, group):
+def suggest_groups(names, group=None):
     """Suggest a --groups for originals whose names share a part, such as a kit or a speaker.
 
-    group: dict from each sound to its group without the flag. The last part of a file name is taken
-    for a running number. Returns the pattern of the part with the most values, or None.
+    group: dict from each sound to its group without the flag, if sounds stay together. The last
+    part of a file name is taken for a running number. Returns the pattern of the part with the most
+    values, or None.
     """
+    group = group or {name: name for name in names}
     suggested = None
     most = 1
     for separator in "/-_ ":

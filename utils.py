@@ -960,10 +960,10 @@ def hash_content(spectrogram):
     return hashlib.blake2b(whole, digest_size=8, person=str(whole.shape).encode()[:16]).hexdigest()
 
 
-def find_alike(contents, fingerprints, load):
+def find_alike(contents, get_fingerprint, load):
     """Find the sounds that hold the same recording, at any level and in any format.
 
-    contents, fingerprints: dicts from name to hash, and to fingerprint. load: a function from name
+    contents: dict from name to hash. get_fingerprint, load: functions from name to fingerprint, and
     to spectrogram. Returns a list of (difference in dB, earlier name, later name), smallest
     difference first. Of identical sounds, each is listed with the first one only.
     """
@@ -976,7 +976,7 @@ def find_alike(contents, fingerprints, load):
     names = list(first.values())
     trim = lru_cache(maxsize=1000)(lambda i: trim_spectrogram(load(names[i])))
     if len(names) > 1:
-        for i, j in list_similar(np.stack([fingerprints[name] for name in names])):
+        for i, j in list_similar(np.stack([get_fingerprint(name) for name in names])):
             difference = compare_sounds(trim(i), trim(j))
             if difference < MAX_DIFFERENCE:
                 found.append((difference, names[i], names[j]))

@@ -149,7 +149,7 @@ def measure_input(folder, samples):
         "epochs": 1,
         "classes": source.classes,
         "hyperparameters": hyperparameters,
-        **train_network.split_sounds(source.names, seed=0),
+        **train_network.split_sounds({name: name for name in source.names}, {}, seed=0),
     }
     held, _ = utils.read_spectrograms(source, source.names)
     mapped, _ = utils.read_spectrograms(source, source.names, memory=1)
