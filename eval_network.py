@@ -117,8 +117,7 @@ def load_test_set(args, info):
     check_known_classes(source, args, info)
     names = select_test_sounds(source, args, info)
     spectrograms, n_skipped = utils.read_spectrograms(source, names)
-    if args.data:
-        note_known_sounds(source.folder, spectrograms, info)
+    note_known_sounds(source.folder, spectrograms, info)
     if not spectrograms:
         raise UserError(f"{source.folder}: no test sound of {args.weights} can be read; "
                         "name another labelled folder with --data")
@@ -163,7 +162,7 @@ def select_test_sounds(source, args, info):
 
 
 def note_known_sounds(folder, spectrograms, info):
-    """Print how many sounds of another folder the training knows, by their contents."""
+    """Print how many of the sounds to test the training used, by their contents."""
     known = {info["contents"][name] for name in info["train"] + info["validation"]}
     known.update(content for _, content in info["seen"])
     n_known = sum(utils.hash_content(s) in known for s in spectrograms.values())

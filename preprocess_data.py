@@ -26,7 +26,7 @@ import utils
 from utils import DISK_FULL, SETTINGS_FILE, SKIPPED_FILE, SUSPICIOUS_FILE, UserError, say
 
 SILENT = 1e-3  # the largest sample of a silent sound; full scale is 1
-CANCELLED = 0.1  # the mean of the channels has less than this share of their peak
+CANCELLED = 0.1  # the sum of the channels has less than this share of their peak
 TOO_LOUD = 4  # the largest sample of a sound that is in other units; full scale is 1
 CLIPPED_SHARE = 5e-3  # a clipped sound has a larger share of samples at its peak
 TELLING_AUC = 0.99  # of a property that gives a class away
@@ -214,9 +214,9 @@ def find_faults(found):
     if found.peak > TOO_LOUD:
         return "beyond full scale", (f"the largest sample is {found.peak:.0f} times full scale; "
                                      "divide the samples, such as by 32768")
-    if found.heard < CANCELLED * found.peak:
-        return "channels cancel", (f"their mean is at most {found.heard:.4f}, a channel "
-                                   f"{found.peak:.4f}; invert a channel, or use --channels 2")
+    if found.channels * found.heard < CANCELLED * found.peak:
+        return "channels cancel", (f"the network hears at most {found.heard:.4f}, a channel has "
+                                   f"{found.peak:.4f}; invert a channel, or use more --channels")
     if found.clipped > CLIPPED_SHARE:
         return "clipped", f"{found.clipped:.1%} of the samples are at {found.peak:.3f}"
     return None
@@ -401,6 +401,7 @@ def main():
     args = parse_args()
     deformations = augment_data.choose_deformations(args, args.augment)
     utils.check_outside("--preproc", args.preproc, args.samples)
+    utils.check_outside("--samples", args.samples, args.preproc)
     if args.dask:  # its workers may run in other folders
         args.samples = args.samples.resolve()
         args.preproc = args.preproc.resolve()

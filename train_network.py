@@ -29,7 +29,7 @@ from utils import SUBSETS, UserError, class_of, originals, say, stem_of
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 MAX_FOLDS = 1000
-MAX_TWINS = 8  # spectrograms that are taken for one recording
+MAX_TWINS = 12  # spectrograms that are taken for one recording
 MAX_LINES = 40  # of the table of classes
 LOG = "training_log.csv"
 CURVES = "training_curves.png"
@@ -79,11 +79,12 @@ def note_other_sounds(source, samples):
     gone = {name for name, origin in origins.items() if origin not in sounds}
     changed = {name for name in known - gone
                if not utils.is_up_to_date(name, samples, source.folder)}
-    for kind, names in (("new", sounds - known - skipped), ("changed", changed), ("gone", gone)):
+    for kind, names in (("new", sounds - known - skipped), ("gone", gone),
+                        ("of another time or content", changed)):
         if names:
             noun = "sound is" if len(names) == 1 else "sounds are"
             say(f"{samples}: {len(names)} {noun} {kind} since preprocessing, such as {min(names)}; "
-                "preprocess_data.py brings them up to date")
+                "run preprocess_data.py first")
 
 
 def check_classes(names, source):
@@ -159,6 +160,7 @@ def find_twins(contents, spectrograms, copies):
     sets = DisjointSet(contents[name] for name in sounds)
     pairs = []
     joined = {}
+    n_apart = 0
     for difference, *names in utils.find_alike(
             {name: contents[name] for name in sounds},
             lambda name: utils.take_fingerprint(spectrograms[name]), spectrograms.__getitem__):
@@ -168,9 +170,13 @@ def find_twins(contents, spectrograms, copies):
             sets.merge(*pair)
             pairs.append(pair)
             joined.setdefault(names[1], f"{names[0]} and {names[1]}, {difference:.2f} dB apart")
+        else:
+            n_apart += 1
     if joined:
         say(f"Sounds that hold the recording of another, and stay with it: {len(joined)}, such as "
             f"{next(iter(joined.values()))}")
+    if n_apart:
+        say(f"Too many sounds are alike to stay together: {n_apart} pairs may be parted")
     return pairs
 
 
@@ -410,10 +416,10 @@ def leave_out_seen(split, earlier, sets):
     n_validation = len(split["validation"]) - len(validation)
     if n_test:
         say(f"{n_test} of {len(split['test'])} test sounds are left out: the earlier training "
-            "learned from them")
+            "used them, or sounds that they stay with")
     if n_validation:
         say(f"{n_validation} of {len(split['validation'])} validation sounds are trained on: the "
-            "earlier training learned from them")
+            "earlier training learned from them, or from sounds that they stay with")
     train = sorted({*split["train"], *split["validation"]} - set(validation))
     return {"train": train, "validation": validation, "test": test, "seen": seen,
             "learned": learned}
@@ -843,6 +849,13 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
 def train_folds(source, spectrograms, groups, args, earlier):
     """Train a network for each fold. Its files have the number of the fold in their names."""
     folds = choose_folds(groups, source.copies, args, earlier)
+    utils.make_writable(args.save.parent)
+    with utils.claim_file(args.save):
+        train_each_fold(source, spectrograms, folds, args, earlier)
+
+
+def train_each_fold(source, spectrograms, folds, args, earlier):
+    """Train the networks of train_folds, one after the other."""
     import models
     if args.fresh:  # all at once: after a stop, the same command without --fresh continues
         for path in list_folds(args.save):

@@ -80,7 +80,7 @@ BLUR = 5  # frames
 FLOOR = 40  # dB below the loudest value; quieter values count as equal, and ends of them are cut
 LOUD = 25  # dB below the loudest value; these values are compared
 N_AXES = 8  # dimensions in which similar fingerprints are searched
-MAX_DISTANCE = 0.2  # between the fingerprints of one recording
+MAX_DISTANCE = 0.3  # between the fingerprints of one recording
 N_NEAREST = 9  # a sound is compared with itself and the 8 most similar ones
 MAX_PAIRS = 10_000  # are compared, for a comparison takes about a millisecond
 MAX_DIFFERENCE = 1  # dB between two versions of one recording
@@ -296,7 +296,7 @@ def list_classes(root):
     names = sorted(entry.name for entry in entries if entry.is_dir())
     by_look = {}
     for name in names:
-        twin = by_look.setdefault(unicodedata.normalize("NFKC", name).strip(), name)
+        twin = by_look.setdefault(unicodedata.normalize("NFC", name), name)
         if twin != name:
             raise UserError(f"{root}: two folders are named {name}, in different Unicode forms "
                             f"({twin!a} and {name!a}); move the sounds into one of them")
@@ -352,19 +352,18 @@ def find_sounds(samples):
 def check_filled(samples, sounds):
     """Raise UserError for a class folder in `samples` that has none of the sounds."""
     filled = set(map(class_of, sounds))
+    root = os.path.realpath(samples)
     for name in list_classes(samples):
-        if name not in filled:
+        is_above = root.startswith(os.path.realpath(f"{samples}/{name}"))  # a link back
+        if name not in filled and not is_above:
             raise UserError(f"{samples}/{name}: no sounds there; add at least 2, or remove the "
                             "folder")
 
 
-def check_outside(flag, folder, samples):
-    """Raise UserError if a folder to write to is that of the sounds, in it or above it."""
-    folder = folder.resolve()
-    samples = samples.resolve()
-    if folder.is_relative_to(samples) or samples.is_relative_to(folder):
-        raise UserError(f"{flag} {folder}: is the folder of sounds, in it or above it; name "
-                        "another one")
+def check_outside(flag, folder, other):
+    """Raise UserError if a folder, which `flag` names, is another one or in it."""
+    if folder.resolve().is_relative_to(other.resolve()):
+        raise UserError(f"{flag} {folder}: is {other}, or a folder in it; name another one")
 
 
 def list_spectrograms(preproc):
@@ -523,9 +522,9 @@ def read_blocks(path):
     """Yield a sound in blocks of a few seconds, each with the sample rate in Hz.
 
     Blocks: float32 [shape=(n_samples, n_channels)], full scale 1. An hour takes no more memory
-    than a block. If the header announces too little, as after a crash of the recorder, all that is
-    there is read. Raises UserError if the file is not a sound, is empty, holds NaN or infinity, or
-    holds much more than can be read.
+    than a block. If the header announces far too little, as after a crash of the recorder, all
+    that is there is read. Raises UserError if the file is not a sound, is empty, holds NaN or
+    infinity, or holds much more than can be read.
     """
     n_samples = 0
     with reading(path), open_sound(path) as file:
@@ -553,7 +552,7 @@ def decode_blocks(file, path):
     is_plain = file.subtype == "PCM_16" and file.format in ("WAV", "WAVEX", "AIFF", "FLAC")
     kind = "int16" if is_plain else "float32"
     at_once = READ_SAMPLES // file.channels
-    # No more than announced: libsndfile would read on, drop it, and find_rest could not see it.
+    # libsndfile would read more bytes than announced and drop them; find_rest needs the true place.
     while len(y := file.read(min(at_once, file.frames - n_samples), kind, always_2d=True)):
         n_samples += len(y)
         if n_samples > limit:
@@ -576,19 +575,27 @@ def find_rest(file, path):
         return False
     size = os.path.getsize(path)
     end = os.lseek(file.name, 0, os.SEEK_CUR)
-    if size - end < max(size / 4, 4096):
+    if size == end:
         return False
     with open(path, "rb") as again:
         data = mmap.mmap(again.fileno(), 0, access=mmap.ACCESS_READ)
-    if data.find(b"APETAGEX", end - 64, end + 64) >= 0:  # behind an MP3, often with a picture
+    is_tag = data.find(b"APETAGEX", end - 64, end + 64) >= 0  # of an MP3, often with a picture
+    if is_tag or not re.compile(rb"[^\0]").search(data, end):  # some recorders reserve space
         return False
-    if chunk := find_chunk(data):
-        start, length, order = chunk
-        following = start + length + length % 2
-        mark = data[following:following + 4]
-        n = int.from_bytes(data[following + 4:following + 8], order)
-        return not (mark.isascii() and mark.decode().isprintable() and following + n < size)
-    return True
+    chunk = find_chunk(data)
+    if not chunk:
+        return size - end > max(size / 4, 4096)
+    start, length, order = chunk
+    has_next = any(is_chunk(data, start + length + n_padding, order) for n_padding in (0, 1))
+    is_long = size - end > max(size / 20, 1000) or not length
+    return is_long and not has_next
+
+
+def is_chunk(data, start, order):
+    """Whether a chunk of a WAV or AIFF file begins there: four letters and a length."""
+    mark = data[start:start + 4]
+    length = int.from_bytes(data[start + 4:start + 8], order)
+    return mark.isascii() and mark.decode().isprintable() and start + length < len(data)
 
 
 def find_chunk(data):
@@ -613,9 +620,10 @@ def open_to_the_end(path):
     """
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the file is not changed
-    if chunk := find_chunk(data):
+    chunk = find_chunk(data)
+    if chunk and len(data) - chunk[0] < 2**32:
         start, _, order = chunk
-        length = min(len(data) - start, 2**31 - 1) // 2 * 2
+        length = (len(data) - start) // 2 * 2
         data[start - 4:start] = length.to_bytes(4, order)
     elif data[:4] == b"fLaC":
         data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # an unknown number of samples
@@ -917,6 +925,8 @@ def compare_sounds(a, b):
     levels = a.mean(axis=0)
     misfits = [np.abs(levels - np.roll(b.mean(axis=0), shift)).sum() for shift in shifts]
     b = np.roll(b, shifts[np.argmin(misfits)], axis=1)
+    if np.median(np.abs(a - b)[::4][a[::4] > -LOUD]) > 5 * MAX_DIFFERENCE:  # most pairs end here
+        return math.inf
     louder = np.maximum(a, b)
     details = []  # without the mean spectrum and the course of the level
     for x in (a, b):
@@ -937,9 +947,8 @@ def list_similar(fingerprints):
     """
     # A tree is slow in many dimensions. In a projection, no distance is longer.
     x = fingerprints - fingerprints.mean(axis=0)
-    some = x[::1 + len(x) // 2000]
-    _, axes = np.linalg.eigh(some.T @ some)
-    points = x @ axes[:, -N_AXES:]
+    axes = np.linalg.svd(x[::1 + len(x) // 500], full_matrices=False)[2][:N_AXES]
+    points = x @ axes.T
     k = min(N_NEAREST, len(x))
     _, nearest = scipy.spatial.cKDTree(points).query(points, k=[*range(1, k + 1)],
                                                      distance_upper_bound=MAX_DISTANCE)
@@ -974,7 +983,7 @@ def find_alike(contents, get_fingerprint, load):
         if earlier != name:
             found.append((0.0, earlier, name))
     names = list(first.values())
-    trim = lru_cache(maxsize=1000)(lambda i: trim_spectrogram(load(names[i])))
+    trim = lru_cache(maxsize=200)(lambda i: trim_spectrogram(load(names[i])))
     if len(names) > 1:
         for i, j in list_similar(np.stack([get_fingerprint(name) for name in names])):
             difference = compare_sounds(trim(i), trim(j))
@@ -1214,11 +1223,13 @@ def folder_lock(folder, message=None, shared=False):
 @contextlib.contextmanager
 def claim_file(path):
     """Let no other process write the file at `path` meanwhile. Raises UserError if one does."""
+    if fcntl is None:
+        yield
+        return
     lock = path.with_name(f".{path.name}.lock")
     with open(lock, "w") as file:
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path}: another training is writing it; wait for its end, or use "
                             "another --save and --results") from None

@@ -459,15 +459,15 @@ MUTATIONS = [
     Mutation(
         "channels that cancel",
         "preprocess_data.py",
-        "if found.heard < CANCELLED * found.peak:",
+        "if found.channels * found.heard < CANCELLED * found.peak:",
         "if False:",
         "check would_not_hear",
     ),
     Mutation(
         "pictures behind a sound read as sound",
         "utils.py",
-        "    if chunk := find_chunk(data):\n        start, length, order",
-        "    if False:\n        start, length, order",
+        "return is_long and not has_next",
+        "return is_long",
         "reading picture",
     ),
     Mutation(

@@ -206,7 +206,7 @@ def test_sounds_that_the_network_would_not_hear_as_they_are_are_listed(preproces
     found = read_suspicious(preprocessed)
     assert found.keys() == {("channels cancel", "low/wired.wav"),
                             ("beyond full scale", "low/units.wav")}
-    assert "invert a channel, or use --channels 2" in found["channels cancel", "low/wired.wav"]
+    assert "invert a channel, or use more --channels" in found["channels cancel", "low/wired.wav"]
     assert "the largest sample is 98" in found["beyond full scale", "low/units.wav"]
     assert "Suspicious, channels cancel: 1, such as low/wired.wav" in said
     run("preprocess_data.py", "--channels", 2, cwd=preprocessed)

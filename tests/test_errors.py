@@ -293,9 +293,9 @@ def test_sounds_that_changed_since_preprocessing_are_pointed_out(preprocessed):
     shutil.rmtree(preprocessed / "Samples/high")
     said = run(*train, cwd=preprocessed, status=1).stdout
     for words in ("1 sound is new since preprocessing, such as low/new.wav",
-                  "2 sounds are changed since preprocessing, such as low/01.wav",
+                  "2 sounds are of another time or content since preprocessing, such as low/01.wav",
                   "10 sounds are gone since preprocessing, such as high/00.wav"):
-        assert f"Samples: {words}; preprocess_data.py brings them up to date" in said
+        assert f"Samples: {words}; run preprocess_data.py first" in said
 
 
 def test_class_folders_whose_names_look_the_same_are_refused(sounds):
@@ -309,7 +309,7 @@ def test_class_folders_whose_names_look_the_same_are_refused(sounds):
 
 def test_results_among_the_sounds_are_refused(sounds):
     line = one_line("train_network.py", "--results", "Samples/Results", cwd=sounds)
-    assert "--results" in line and "is the folder of sounds, in it or above it" in line
+    assert "--results" in line and "or a folder in it" in line
     assert not (sounds / "Samples/Results").exists()
 
 

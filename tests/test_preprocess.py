@@ -882,7 +882,7 @@ def test_dask_address_that_nobody_answers_is_one_line_and_changes_nothing(sounds
 def test_preproc_that_is_samples_is_refused(sounds):
     for place in ("Samples/../Samples", "Samples/Preproc", "."):
         line = one_line("preprocess_data.py", "--preproc", place, cwd=sounds)
-        assert "is the folder of sounds, in it or above it; name another one" in line
+        assert "name another one" in line
 
 
 def test_folder_that_cannot_be_locked_is_worked_on_all_the_same(tmp_path, monkeypatch):

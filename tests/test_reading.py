@@ -132,11 +132,15 @@ def test_a_sound_that_is_much_longer_than_can_be_read_is_named(
 
 @pytest.mark.parametrize("kind, subtype, rest", [
     ("WAV", "PCM_16", b"LIST" + struct.pack("<I", 100_000) + bytes(100_000)),
+    ("WAV", "PCM_U8", b"LIST" + struct.pack("<I", 100_000) + b"picture " * 12_500),
     ("AIFF", "PCM_16", b"ID3 " + struct.pack(">I", 100_000) + bytes(100_000)),
-    ("MP3", "MPEG_LAYER_III", b"APETAGEX" + bytes(100_000))])
-def test_a_picture_behind_a_sound_is_not_read_as_sound(tmp_path, kind, subtype, rest):
+    ("WAV", "PCM_16", bytes(200_000)), ("MP3", "MPEG_LAYER_III", bytes(200_000)),
+    ("MP3", "MPEG_LAYER_III", b"APETAGEX" + b"picture" * 20_000)])
+def test_a_picture_or_free_space_behind_a_sound_is_not_read_as_sound(tmp_path, kind, subtype, rest):
     path = tmp_path / "x.wav"
-    write_sound(path, SOUND, RATE, kind, subtype)
+    write_sound(path, SOUND[1:], RATE, kind, subtype)
+    if subtype == "PCM_U8":  # of an odd number of bytes, without the byte that should follow it
+        path.write_bytes(path.read_bytes()[:-1])
     expected, _ = read_in_blocks(path)
     path.write_bytes(path.read_bytes() + rest)
     found, _ = read_in_blocks(path)

@@ -505,7 +505,7 @@ def test_sounds_that_earlier_training_learned_from_are_never_tested(train, sound
     )
     seen = {*first["train"], *first["validation"]}
     assert re.search(
-        r"\d of 6 test sounds are left out: the earlier training learned from them", said
+        r"\d of 6 test sounds are left out: the earlier training used them", said
     )
     assert not seen & set(second["test"]) and set(second["test"]) < set(first["test"])
     assert not (seen | {*second["train"], *second["validation"]}) & set(third["test"])
