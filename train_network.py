@@ -84,7 +84,7 @@ def note_other_sounds(source, samples):
         if names:
             noun = "sound is" if len(names) == 1 else "sounds are"
             say(f"{samples}: {len(names)} {noun} {kind} since preprocessing, such as {min(names)}; "
-                "run preprocess_data.py first")
+                "preprocess_data.py brings them up to date")
 
 
 def check_classes(names, source):

@@ -295,7 +295,7 @@ def test_sounds_that_changed_since_preprocessing_are_pointed_out(preprocessed):
     for words in ("1 sound is new since preprocessing, such as low/new.wav",
                   "2 sounds are of another time or content since preprocessing, such as low/01.wav",
                   "10 sounds are gone since preprocessing, such as high/00.wav"):
-        assert f"Samples: {words}; run preprocess_data.py first" in said
+        assert f"Samples: {words}; preprocess_data.py brings them up to date" in said
 
 
 def test_class_folders_whose_names_look_the_same_are_refused(sounds):
