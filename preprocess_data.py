@@ -430,6 +430,7 @@ def main():
     if not written and not n_kept:
         raise UserError(f"{args.samples}: none of its {n_bad} sound files can be read; "
                         "replace them")
+    utils.check_filled(args.samples, set(sounds) - set(errors))  # training would stop there
     print_summary(args, written, n_kept, n_removed, n_bad, len(others), took)
     return n_bad
 

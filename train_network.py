@@ -68,12 +68,8 @@ def note_other_sounds(source, samples):
     sounds = {name for name in utils.list_files(samples) if utils.is_sound(name)}
     if not sounds:  # they may have been moved away to save space
         return
-    utils.check_filled(samples, sounds)
     skipped = {row.get("file") for row in utils.read_csv(source.folder / utils.SKIPPED_FILE)}
-    readable = set(map(class_of, sounds - skipped))
-    for name in sorted(set(map(class_of, sounds)) - readable):
-        raise UserError(f"{samples}/{name}: none of its sounds can be read; replace them, or "
-                        "remove the folder")
+    utils.check_filled(samples, sounds - skipped)
     known = set(source.names)
     origins = {name: utils.find_origin(name, samples)[0] for name in known}
     gone = {name for name, origin in origins.items() if origin not in sounds}
@@ -418,8 +414,8 @@ def leave_out_seen(split, earlier, sets):
         say(f"{n_test} of {len(split['test'])} test sounds are left out: the earlier training "
             "used them, or sounds that they stay with")
     if n_validation:
-        say(f"{n_validation} of {len(split['validation'])} validation sounds are trained on: the "
-            "earlier training learned from them, or from sounds that they stay with")
+        say(f"{n_validation} of {len(split['validation'])} validation sounds become training "
+            "sounds: the earlier training learned from them, or from sounds that they stay with")
     train = sorted({*split["train"], *split["validation"]} - set(validation))
     return {"train": train, "validation": validation, "test": test, "seen": seen,
             "learned": learned}
@@ -578,7 +574,7 @@ def note_empty_subsets(info, counts):
     for subset in SUBSETS:
         bare = [name for name in info["classes"] if not counts[subset][name]]
         if bare and info[subset]:
-            is_chosen = info["fold"] or (subset == "test" and info.get("--test"))
+            is_chosen = info["fold"] or info["weights"] or (subset == "test" and info.get("--test"))
             remedy = "" if is_chosen else "; another --seed splits differently"
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
 

@@ -350,14 +350,14 @@ def find_sounds(samples):
 
 
 def check_filled(samples, sounds):
-    """Raise UserError for a class folder in `samples` that has none of the sounds."""
+    """Raise UserError for a class folder in `samples` that has none of the readable sounds."""
     filled = set(map(class_of, sounds))
     root = os.path.realpath(samples)
     for name in list_classes(samples):
         is_above = root.startswith(os.path.realpath(f"{samples}/{name}"))  # a link back
         if name not in filled and not is_above:
-            raise UserError(f"{samples}/{name}: no sounds there; add at least 2, or remove the "
-                            "folder")
+            raise UserError(f"{samples}/{name}: no sounds there that can be read; add at least 2, "
+                            "or remove the folder")
 
 
 def check_outside(flag, folder, other):

@@ -56,7 +56,7 @@ def test_one_class_only_and_a_class_too_small(tmp_path, preprocessed):
     (tmp_path / "Samples/empty").mkdir()
     expected = "expected at least 2 sounds, found 0"
     if preprocessed:
-        expected = "no sounds there; add at least 2, or remove the folder"
+        expected = "no sounds there that can be read; add at least 2, or remove the folder"
     assert f"Samples/empty: {expected}" in train()
     shutil.copy(tmp_path / "Samples/only/00.wav", tmp_path / "Samples/empty/a.wav")
     if preprocessed:
@@ -127,13 +127,13 @@ def test_odd_rates_of_every_kind_do_no_harm(capsys):
     assert not capsys.readouterr().out
 
 
-def test_class_of_sounds_that_cannot_be_read_stops_training(sounds):
+def test_class_of_sounds_that_cannot_be_read_stops_preprocessing_and_training(sounds):
     for path in (sounds / "Samples/low").iterdir():
         path.write_text("no sound")
-    run("preprocess_data.py", cwd=sounds, status=1)
-    line = one_line("train_network.py", cwd=sounds)
-    assert ("Samples/low: none of its sounds can be read; replace them, or remove the folder"
-            in line)
+    result = run("preprocess_data.py", cwd=sounds, status=1)
+    words = "Samples/low: no sounds there that can be read; add at least 2, or remove the folder"
+    assert words in result.stderr and "Next:" not in result.stdout
+    assert words in one_line("train_network.py", cwd=sounds)
 
 
 class Counted(list):

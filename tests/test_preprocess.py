@@ -359,7 +359,7 @@ def test_runs_at_once_that_want_different_things_wait_for_one_another(tmp_path):
 def test_folder_of_a_class_without_sounds_is_refused_before_anything_changes(sounds):
     (sounds / "Samples/empty/deep").mkdir(parents=True)
     line = one_line("preprocess_data.py", cwd=sounds)
-    assert "Samples/empty: no sounds there; add at least 2, or remove the folder" in line
+    assert "Samples/empty: no sounds there that can be read; add at least 2, or remove" in line
     assert not (sounds / "Preproc").exists()
 
 
