@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from train_network import (
+    MAX_TWINS,
     check_classes,
     check_groups,
     choose_subsets,
@@ -191,7 +192,7 @@ def test_steady_noises_are_no_group_and_steady_tones_are_groups_of_a_few():
              for name in FORTY[:40]}
     group = group_of(FORTY, spectrograms=tones).of
     sizes = Counter(group[name] for name in FORTY[:40])
-    assert 4 <= len(sizes) < 40 and max(sizes.values()) <= 10
+    assert 4 <= len(sizes) < 40 and max(sizes.values()) <= MAX_TWINS
     assert Counter(map(class_of, split(FORTY, 0, spectrograms=tones)[2]))["a"] >= 4
 
 
