@@ -52,7 +52,8 @@ def test_faults_are_found_printed_and_listed(preprocessed):
     assert found.keys() == {
         ("identical", "low/copy.wav"), ("nearly identical, in two classes", "low/00.wav"),
         ("silent", "low/nothing.wav"),
-        ("clipped", "low/loud.wav"), ("nearly identical", "low/loud.wav"), ("clipped", "middle/full_scale.wav"),
+        ("clipped", "low/loud.wav"), ("nearly identical", "low/loud.wav"),
+        ("clipped", "middle/full_scale.wav"),
         ("odd length", "low/long.wav"), ("odd length", "low/short.wav")}
     assert found["nearly identical, in two classes", "low/00.wav"].startswith("high/padded.wav, ")
     assert found["clipped", "low/loud.wav"].endswith("of the samples are at 0.500")
