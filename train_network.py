@@ -132,15 +132,16 @@ def group_sounds(source, spectrograms, pattern=None, earlier=None):
             sets.add(member)
         sets.merge(*members)
 
+    group = {}
     for name, content in [*contents.items(), *used]:
-        join(name, ("group", utils.find_group(source.copies.get(name, name), pattern)))
+        group[name] = utils.find_group(source.copies.get(name, name), pattern)
+        join(name, ("group", group[name]))
         join(name, ("content", content))
     for pair in find_twins(contents, spectrograms, source.copies):
         join(*(("content", content) for content in pair))
     keys = {}
     for name in sorted(contents):
-        key = utils.find_group(source.copies.get(name, name), pattern)
-        keys.setdefault(sets[name], key)
+        keys.setdefault(sets[name], group[name])
     return Groups({name: keys[sets[name]] for name in contents}, contents, sets)
 
 
@@ -492,7 +493,8 @@ def describe_changes(earlier, info):
                 "training")
     before = {**earlier, **earlier["features"], **earlier["hyperparameters"]}
     now = {**info, **info["features"], **info["hyperparameters"]}
-    if any(earlier[subset] != info[subset] for subset in SUBSETS):
+    has_other_split = any(earlier[subset] != info[subset] for subset in SUBSETS)
+    if has_other_split:
         now.pop("epochs")  # their number follows from that of the sounds
     texts = []
     for key, value in now.items():
@@ -500,7 +502,7 @@ def describe_changes(earlier, info):
             texts.append(f"{key} ({before.get(key)}, now {value})")
         elif not isinstance(value, (dict, list)) and value != before.get(key):
             texts.append(key)
-    if not texts and any(earlier[subset] != info[subset] for subset in SUBSETS):
+    if not texts and has_other_split:
         texts.append("split")
     return f"differs from this training in {', '.join(texts)}" if texts else ""
 
