@@ -115,9 +115,9 @@ class Training:
         if self.fold and not 1 <= self.fold[0] <= self.fold[1]:
             raise ValueError(f"fold {self.fold}")
         for row in self.history:
-            numbers = all(type(value) in (int, float) for value in row.values())
-            if not (numbers and {"loss", "accuracy", "seconds"} <= row.keys()):
-                raise ValueError(f"history {row}")
+            is_complete = isinstance(row, dict) and {"loss", "accuracy", "seconds"} <= row.keys()
+            if not is_complete or {*map(type, row.values())} - {int, float}:
+                raise ValueError(f"history {row!r:.80}")
         if not 1e-3 < self.temperature < 1e3:
             raise ValueError(f"temperature {self.temperature}")
 
@@ -619,7 +619,11 @@ def read_training(path):
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
-        return Training.from_json(archive.read(TRAINING_FILE))
+        text = archive.read(TRAINING_FILE)
+    try:
+        return Training.from_json(text)
+    except Exception as error:
+        raise ValueError(f"{TRAINING_FILE}: {error}") from None
 
 
 def read_network(path, training, compile):
