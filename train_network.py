@@ -617,7 +617,8 @@ def fit_network(network, training, spectrograms, places):
             (len(training.history) - n_done) * n_steps + step + 1,
             f"epoch {len(training.history) + 1}"))]
         if places.tensorboard:
-            callbacks.append(keras.callbacks.TensorBoard(places.tensorboard, write_graph=False))
+            board = keras.callbacks.TensorBoard(places.tensorboard, write_graph=False)
+            board.set_model(network)
         for epoch in range(n_done, training.epochs):
             began = time.perf_counter()
             batches.start_epoch(epoch)
@@ -627,6 +628,8 @@ def fit_network(network, training, spectrograms, places):
             scores = {key: values[-1] for key, values in fitted.history.items()}
             seconds = time.perf_counter() - began
             scores |= models.validate_network(network, spectrograms, training)
+            if places.tensorboard:
+                board.on_epoch_end(epoch, scores)  # not in fit, which has no validation scores
             add_epoch(training, scores, float(network.optimizer.learning_rate), seconds)
             save_checkpoint(network, training, places)
 
