@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = "*.py", "*.html", "*.ini", "tests/*.py", "examples/*.py"
+COPIED = "*.py", "*.html", "*.ini", "tests/*.py", "examples/*.py", "benchmarks/*.py"
 
 
 class Mutation(NamedTuple):
