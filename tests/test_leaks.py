@@ -63,19 +63,6 @@ def make_noise(rng):
     return 0.05 * scipy.signal.lfilter([1], [1, -0.7], white)
 
 
-def write_sound(path, y, way, rng):
-    """Write a sound in the format of its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".mp3":
-        level = rng.choice([0.0, 0.5, 0.9])  # from 110 to 25 kbit/s
-        soundfile.write(path, y, SAMPLE_RATE, compression_level=level, bitrate_mode="CONSTANT")
-    elif path.suffix == ".ogg":
-        soundfile.write(path, y, SAMPLE_RATE)
-    else:
-        subtype = "FLOAT" if way == "FLOAT level" else "PCM_16"
-        soundfile.write(path, y, SAMPLE_RATE, subtype)
-
-
 def new_stem(rng):
     return f"take{rng.integers(10**9)}"
 
@@ -134,16 +121,17 @@ class Sounds:
         self.write(f"{folder}{kit}{stem}{suffix}", y, number, way)
 
     def write(self, name, y, number, way):
-        if name not in self.table:
-            write_sound(self.folder / name, y, way, self.rng)
-            self.table[name] = number, way
-
-    def enter_copies(self):
-        """Add to the table what augment_data.py wrote."""
-        for path in sorted(self.folder.rglob("*_aug*.*")):
-            name = path.relative_to(self.folder).as_posix()
-            number, way = self.table[COPY.sub("", name)]
-            self.table[name] = number, f"altered, {way}"
+        """Write a sound in the format of its name, unless there is one of this name."""
+        if name in self.table:
+            return
+        self.table[name] = number, way
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"subtype": "FLOAT"} if way == "FLOAT level" else {}
+        if path.suffix == ".mp3":
+            level = self.rng.choice([0.0, 0.5, 0.9])  # from 110 to 25 kbit/s
+            options = {"compression_level": level, "bitrate_mode": "CONSTANT"}
+        soundfile.write(path, y, SAMPLE_RATE, **options)
 
     def rename(self, new_names):
         """Rename files, and the altered copies of each with it. new_names: dict from old names."""
@@ -245,7 +233,10 @@ def run_combination(sounds, kind, command, rng):
     altered = [sounds.folder / name for name in sounds.table if rng.random() < 0.2]
     if rng.random() < 0.4 and altered:
         command("augment_data", rng.integers(1, 3), "--jobs", 1, *altered)
-        sounds.enter_copies()
+        for path in sounds.folder.rglob("*_aug*.*"):
+            name = path.relative_to(sounds.folder).as_posix()
+            number, way = sounds.table[COPY.sub("", name)]
+            sounds.table[name] = number, f"altered, {way}"
 
     def train(*more):
         if is_preprocessed:
