@@ -65,10 +65,10 @@ MUTATIONS = [
              "sets.subset_size(pair[0]) + sets.subset_size(pair[1]) <= limit", "True",
              "split steady"),
     Mutation("sounds that validated earlier are tested", "leave_out_seen",
-             "sets[name] not in seen_sets", "sets[name] not in learned_sets",
+             "groups.of[name] not in groups.seen", "groups.of[name] not in groups.learned",
              "split earlier_training_saw"),
     Mutation("sounds that were learned earlier validate", "leave_out_seen",
-             "sets[name] not in learned_sets", "True", "split earlier_training_saw"),
+             "groups.of[name] not in groups.learned", "True", "split earlier_training_saw"),
     # features
     Mutation("amplitude instead of power", "transform_frames",
              "np.square(spectrum.real) + np.square(spectrum.imag)", "np.abs(spectrum)",

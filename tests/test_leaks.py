@@ -190,8 +190,8 @@ def list_all_leaks(table, groups=None):
 
 
 def read_splits(pattern="weights*.keras"):
-    """The content of training.json of all weights."""
-    return [json.loads(zipfile.ZipFile(path).read("training.json"))
+    """The split in all weights."""
+    return [json.loads(zipfile.ZipFile(path).read("training.json"))["split"]
             for path in sorted(Path().glob(pattern))]
 
 
@@ -201,8 +201,8 @@ def command(monkeypatch, tmp_path, capsys):
     import models
     import train_network
 
-    def skip_fit(network, batches, spectrograms, info, args):
-        info["history"].append({"epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0})
+    def skip_fit(network, training, spectrograms, places):
+        training.history.append({"epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0})
 
     monkeypatch.setattr(train_network, "fit_network", skip_fit)
     monkeypatch.setattr(train_network, "plot_curves", lambda *args: None)
