@@ -28,7 +28,7 @@ import unicodedata
 import uuid
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from functools import cached_property, lru_cache, partial
@@ -86,7 +86,8 @@ MAX_PAIRS = 10_000  # are compared, for a comparison takes about a millisecond
 MAX_DIFFERENCE = 1  # dB between two versions of one recording
 STEADY = 0.2  # dB; a sound that varies less has no details to compare
 MIN_AGREEMENT = 0.6  # correlation of the details of two versions of one recording
-CHUNK = 16  # items that a worker gets at a time
+CHUNK = 16  # files that a worker gets at a time
+SLICE = 8  # chunks for each worker before the next ones are given out
 
 
 # ---------------------------------------------------------------- command line and messages
@@ -1353,81 +1354,61 @@ def map_files(function, names, description=None, jobs=None, dask=None, strict=Fa
                 errors[name] = error
             else:
                 results[name] = result
-    in_order = {name: results[name] for name in names if name in results}
-    return in_order, {name: errors[name] for name in names if name in errors}
+    return results, errors
 
 
 def map_in_workers(function, names, jobs=None, dask=None, folder=""):
-    """Yield (name, result, None) or (name, None, UserError) as files are done.
+    """Yield (name, result, None) or (name, None, UserError) for each file, in order.
 
-    They come in order for one job. The arguments are those of map_files. A damaged sound can
-    crash its decoder and the worker with it. The files in progress then run again, each in a
-    worker of its own, to find the one that crashes.
+    The arguments are those of map_files. Few files are in progress at once, so memory stays
+    bounded. A damaged sound can crash its decoder and the worker with it. The files in progress
+    then run again, each in a worker of its own, to find the one that crashes.
     """
+    call = partial(attempt, function, folder)
     if jobs == 0:
-        for name in names:
-            yield (name, *attempt(function, name, folder))
+        yield from map(call, names)
         return
     n_workers = min(jobs or count_cores(), 60)  # Windows allows 61 at most
     size = max(1, min(CHUNK, len(names) // (16 * n_workers)))
-    chunks = deque(names[start:start + size] for start in range(0, len(names), size))
-    function = partial(attempt_each, function, folder)
-    while chunks:
-        crashed = []
-        with open_workers(n_workers, dask) as executor:
-            yield from run_chunks(executor, function, chunks, 2 * n_workers, crashed)
-        for name in itertools.chain(*crashed):
-            yield run_alone(function, name, folder)
+    n_at_once = SLICE * size * n_workers
+    n_done = 0
+    while n_done < len(names):
+        try:
+            with open_workers(n_workers, dask) as executor:
+                for start in range(n_done, len(names), n_at_once):
+                    some = names[start:start + n_at_once]
+                    for result in executor.map(call, some, chunksize=size):
+                        n_done += 1
+                        yield result
+        except Exception as error:
+            is_lost_dask_worker = type(error).__name__ == "KilledWorker"
+            if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
+                raise
+            for name in names[n_done:n_done + n_at_once]:
+                n_done += 1
+                yield run_alone(call, folder, name)
 
 
-def run_chunks(executor, function, chunks, n_ahead, crashed):
-    """Run chunks until none is left or a worker crashes, at most n_ahead at a time.
-
-    Takes from the deque `chunks`. Adds the chunks in progress at a crash to `crashed`.
-    """
-    running = {}
+def attempt(function, folder, name):
+    """Call function(name). Returns (name, result, None), or (name, None, UserError)."""
     try:
-        while chunks or running:
-            while chunks and len(running) < n_ahead:
-                future = executor.submit(function, chunks[0])
-                running[future] = chunks.popleft()
-            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-            for future in sorted(done, key=list(running).index):
-                results = future.result()
-                del running[future]
-                yield from results
-    except Exception as error:
-        is_lost_dask_worker = type(error).__name__ == "KilledWorker"
-        if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
-            raise
-        crashed.extend(running.values())
-
-
-def attempt(function, name, folder):
-    """Call function(name). Returns (result, None), or (None, UserError)."""
-    try:
-        return function(name), None
+        return name, function(name), None
     except MemoryError:
-        return None, UserError(f"{Path(folder, name)}: out of memory; close other programs, or "
-                               "remove the file")
+        return name, None, UserError(f"{Path(folder, name)}: out of memory; close other programs, "
+                                     "or remove the file")
     except UserError as error:
-        return None, error
+        return name, None, error
 
 
-def attempt_each(function, folder, chunk):
-    """Call function(name) for each name of a chunk. Returns a list of (name, result, error)."""
-    return [(name, *attempt(function, name, folder)) for name in chunk]
-
-
-def run_alone(function, name, folder):
-    """Call function([name]) in a worker of its own. Returns (name, result, error)."""
+def run_alone(call, folder, name):
+    """Call call(name) in a worker of its own. Returns its result, as attempt does."""
     with open_workers(1) as executor:
         try:
-            return executor.submit(function, [name]).result()[0]
+            return executor.submit(call, name).result()
         except futures.BrokenExecutor:
-            error = UserError(f"{Path(folder, name)}: crashes its decoder, or needs more memory "
-                              "than there is; remove the file, or convert it")
-            return name, None, error
+            return name, None, UserError(f"{Path(folder, name)}: crashes its decoder, or needs "
+                                         "more memory than there is; remove the file, or convert "
+                                         "it")
 
 
 @contextlib.contextmanager
