@@ -44,12 +44,10 @@ def load_training_set(args):
     Raises UserError.
     """
     began = time.perf_counter()
-    with utils.lock_for_reading(args.preproc):
-        source = utils.find_source(args.samples, args.preproc)
-        note_other_sounds(source, args.samples)
-        check_classes(source.names, source)
-        memory = args.memory and args.memory * 1e9
-        spectrograms, n_bad = utils.read_spectrograms(source, source.names, memory)
+    source = utils.find_source(args.samples, args.preproc)
+    note_other_sounds(source, args.samples)
+    check_classes(source.names, source)
+    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
     check_classes(spectrograms, source)  # again, for some may be unreadable
     if source.folder == args.samples:
         seconds = time.perf_counter() - began
@@ -593,7 +591,6 @@ def train_network(spectrograms, info, args):
     scope = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
     models.use_seed(info["seed"])
     for folder in {args.save.parent, args.results}:
-        utils.make_writable(folder)
         utils.remove_temporary(folder)
     with (scope, utils.claim_file(args.save), utils.claim_file(args.results / LOG)):
         network, info = prepare_network(spectrograms, info, args)
@@ -747,9 +744,6 @@ def parse_args():
         "in one subset")
     add("--seed", type=utils.number(int, 0), default=0, metavar="N",
         help="seed of the split, the initial weights and the order of sounds (default: 0)")
-    add("--memory", type=utils.number(float, 1e-6), metavar="GB",
-        help="memory-map the spectrograms if they need more than this (default: half of the "
-        "machine's memory)")
     add("--devices", type=count, default=1, metavar="N",
         help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)")
     add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
@@ -847,7 +841,6 @@ def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
 def train_folds(source, spectrograms, groups, args, earlier):
     """Train a network for each fold. Its files have the number of the fold in their names."""
     folds = choose_folds(groups, source.copies, args, earlier)
-    utils.make_writable(args.save.parent)
     with utils.claim_file(args.save):
         train_each_fold(source, spectrograms, folds, args, earlier)
 

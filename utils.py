@@ -70,7 +70,6 @@ AMIN = 1e-10  # the lowest power, as in librosa
 TOP_DB = 80.0  # the range below the loudest bin, as in librosa
 MAX_DB = 1000.0  # a file with larger values does not hold decibels
 BLOCK = 64  # frames that are transformed at a time, few enough for the CPU cache
-TELLING_SHARE = 0.5  # two classes may differ by this in their share of low sample rates
 CONTINUES = "augment_data.py", "preprocess_data.py", "train_network.py"  # after a stop
 MAX_NAMED = 20  # skipped files that are named on the screen
 N_PARTS = 8  # parts of a sound in its fingerprint
@@ -145,8 +144,6 @@ def run(main):
     """
     keep_freed_memory()
     script = Path(sys.argv[0]).name
-    if None in (sys.stdout, sys.stderr):
-        sys.exit(f"{script}: standard output or error is closed; leave both open")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name may not fit the terminal's encoding
     try:
@@ -156,6 +153,9 @@ def run(main):
     except MemoryError:
         sys.exit(f"{script}: out of memory; files already written are complete; close other "
                  "programs, and run the same command again")
+    except BrokenPipeError:  # as of | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it exits
+        sys.exit(1)
     except OSError as error:
         sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
                        "the disk, the path and its permissions, and run again"))
@@ -210,14 +210,8 @@ def shown(text):
 
 def say(*lines, file=None):
     """Print lines at once, with control characters escaped."""
-    try:
-        for line in lines:
-            print(shown(line), file=file, flush=True)
-    except OSError as error:  # a full disk, or a closed pipe
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (file or sys.stdout).fileno())  # else Python fails again when it exits
-        error.filename = "standard error" if file else "standard output"
-        raise
+    for line in lines:
+        print(shown(line), file=file, flush=True)
 
 
 def command(script, *flags, **places):
@@ -717,8 +711,7 @@ def count_empty_filters(settings):
 def choose_settings(samples, names, sample_rate=None, **given):
     """Settings for sounds: default_settings at the rate that most of them have.
 
-    sample_rate: Hz, used instead if given. Prints a line if sample rates give classes away. Raises
-    UserError if no sound can be read.
+    sample_rate: Hz, used instead if given. Raises UserError if no sound can be read.
     """
     by_hash = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))
     found, _ = map_files(partial(read_rate, folder=samples), by_hash[:1000], jobs=1)
@@ -728,34 +721,7 @@ def choose_settings(samples, names, sample_rate=None, **given):
     if sample_rate is None:
         counts = Counter(min(rate, 2**20) for rate in found.values())
         sample_rate = max(counts, key=lambda rate: (counts[rate], rate))
-    note_telling_rates(found, sample_rate)
     return default_settings(sample_rate, **given)
-
-
-def note_telling_rates(rates, sample_rate):
-    """Print a line if most sounds of one class, but few of another, have a low sample rate.
-
-    Sounds recorded below `sample_rate` lack high frequencies. Sounds resampled down to it show
-    the cutoff of the resampler. A network would learn these traces of the recorder. At nine tenths
-    of the lowest usual rate, both are gone.
-
-    rates: dict from the name of each sound to its rate in Hz.
-    """
-    by_class = {}
-    for name, rate in rates.items():
-        by_class.setdefault(class_of(name), []).append(rate)
-    for words, limit in (("below", sample_rate), ("at or below", sample_rate + 1)):
-        low = {name: np.mean(np.array(some) < limit) for name, some in sorted(by_class.items())}
-        most = max(low, key=low.get)
-        least = min(low, key=low.get)
-        if low[most] - low[least] > TELLING_SHARE:
-            usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
-            better = max(MIN_RATE, int(0.9 * usual) // 100 * 100)
-            say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but "
-                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz. "
-                f"preprocess_data.py --sample-rate {better} removes this clue. "
-                f"It also removes all sound above {better / 2000:g} kHz.")
-            return
 
 
 def choose_channels(y, channels):
@@ -1128,22 +1094,22 @@ def locate_spectrogram(name, folder, settings):
     return str(array.filename), os.path.getsize(array.filename), array.offset, array.shape
 
 
-def read_spectrograms(source, names, memory=None):
+def read_spectrograms(source, names):
     """Read or compute the spectrograms of `names`. [shape=(..., n_mels, n_frames), float32, dB]
 
-    memory: bytes, half of the machine's by default. Files in Preproc/ that hold more stay there
-    and are memory-mapped. Returns a mapping from name to spectrogram in the order of names, and
-    how many could not be read.
+    Files in Preproc/ that hold more than half of the machine's memory stay there and are
+    memory-mapped. Returns a mapping from name to spectrogram in the order of names, and how many
+    could not be read.
     """
     is_preprocessed = source.read is load_spectrogram
     files = [f"{source.folder}/{name}.npy" for name in names] if is_preprocessed else []
     n_bytes = sum(os.path.getsize(path) for path in files if os.path.isfile(path))
-    is_mapped = n_bytes > (memory or half_of_memory())
+    is_mapped = n_bytes > half_of_memory()
     read = partial(locate_spectrogram if is_mapped else source.read,
                    folder=source.folder, settings=source.settings)
     jobs = 0 if is_preprocessed else None
     found, errors = map_files(read, names, f"Reading {source.folder}", jobs, folder=source.folder)
-    note = f"; {n_bytes / 1e9:.1f} GB exceed --memory and are memory-mapped" if is_mapped else ""
+    note = f"; {n_bytes / 1e9:.1f} GB are memory-mapped" if is_mapped else ""
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}{note}")
     return MappedSpectrograms(found) if is_mapped else found, name_skipped(errors)
 
@@ -1178,13 +1144,6 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def make_writable(folder):
-    """Make a folder, and raise an OSError that names it unless files can be written there."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
 def remove_temporary(folder):
     """Remove what killed runs left in a folder: temporary files that are older than an hour."""
     for path in Path(folder).glob(".*"):
@@ -1194,24 +1153,22 @@ def remove_temporary(folder):
 
 
 @contextlib.contextmanager
-def folder_lock(folder, message=None, shared=False):
+def folder_lock(folder, message=None):
     """Lock a folder. If another process holds the lock, print `message` and wait.
 
-    shared: several readers can hold the lock together. Nothing is locked if there is no folder,
-    on Windows, and on some network drives.
+    Nothing is locked if there is no folder, on Windows, and on some network drives.
     """
     if fcntl is None or not os.path.isdir(folder):
         yield
         return
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if message:
                 say(message)
-            fcntl.flock(descriptor, kind)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a network drive without locks
             pass
         yield
@@ -1221,7 +1178,11 @@ def folder_lock(folder, message=None, shared=False):
 
 @contextlib.contextmanager
 def claim_file(path):
-    """Let no other process write the file at `path` meanwhile. Raises UserError if one does."""
+    """Let no other process write the file at `path` meanwhile. Raises UserError if one does.
+
+    Makes its folder. Raises OSError at once if nothing can be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return
@@ -1240,12 +1201,6 @@ def claim_file(path):
             lock.unlink(missing_ok=True)
 
 
-def lock_for_reading(preproc):
-    """Lock a folder of spectrograms together with other readers, after preprocessing has ended."""
-    message = f"{preproc}: preprocessing is at work there; waiting for its end"
-    return folder_lock(preproc, message, shared=True)
-
-
 def save_text(path, text):
     """Write text in UTF-8."""
     with whole_file(path) as temporary:
@@ -1262,15 +1217,7 @@ def save_csv(path, rows):
     """Write rows as a table, one at a time: they may come from a generator."""
     with whole_file(path) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            for row in rows:
-                writer.writerow([escape_formula(value) for value in row])
-
-
-def escape_formula(value):
-    """A table's cell; a name that a spreadsheet would run as a formula gets a ' before it."""
-    is_formula = isinstance(value, (str, Path)) and str(value).startswith(tuple("=+-@'\t\r\n"))
-    return f"'{value}" if is_formula else value
+            csv.writer(file).writerows(rows)
 
 
 def read_csv(path):
@@ -1279,8 +1226,7 @@ def read_csv(path):
     with contextlib.suppress(OSError, csv.Error):
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             for row in csv.DictReader(file):
-                cells = {key: cell for key, cell in row.items() if isinstance(cell, str)}
-                rows.append({key: cell.removeprefix("'") for key, cell in cells.items()})
+                rows.append({key: cell for key, cell in row.items() if isinstance(cell, str)})
     return rows
 
 
