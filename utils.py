@@ -1316,23 +1316,30 @@ def map_in_workers(function, names, jobs=None, dask=None, folder=""):
         return
     n_workers = min(jobs or count_cores(), 60)  # Windows allows 61 at most
     size = max(1, min(CHUNK, len(names) // (16 * n_workers)))
-    n_at_once = SLICE * size * n_workers
+    chunks = [names[start:start + size] for start in range(0, len(names), size)]
+    n_at_once = SLICE * n_workers
     n_done = 0
-    while n_done < len(names):
+    while n_done < len(chunks):
         try:
             with open_workers(n_workers, dask) as executor:
-                for start in range(n_done, len(names), n_at_once):
-                    some = names[start:start + n_at_once]
-                    for result in executor.map(call, some, chunksize=size):
+                for start in range(n_done, len(chunks), n_at_once):
+                    some = chunks[start:start + n_at_once]
+                    for results in executor.map(partial(call_each, call), some):
                         n_done += 1
-                        yield result
+                        yield from results
         except Exception as error:
             is_lost_dask_worker = type(error).__name__ == "KilledWorker"
             if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
                 raise
-            for name in names[n_done:n_done + n_at_once]:
-                n_done += 1
+            some = chunks[n_done:n_done + n_at_once]
+            n_done += len(some)
+            for name in itertools.chain(*some):
                 yield run_alone(call, folder, name)
+
+
+def call_each(call, chunk):
+    """Call call(name) for each name of a chunk. Dask would take long for a task for each name."""
+    return [call(name) for name in chunk]
 
 
 def attempt(function, folder, name):
