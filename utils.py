@@ -24,7 +24,6 @@ import subprocess
 import sys
 import threading
 import time
-import unicodedata
 import uuid
 import warnings
 import zlib
@@ -288,14 +287,7 @@ def list_classes(root):
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     if lost := [entry for entry in entries if not entry.exists() and not is_sound(entry.name)]:
         raise UserError(f"{lost[0]}: is a broken link; mount the drive it points to, or remove it")
-    names = sorted(entry.name for entry in entries if entry.is_dir())
-    by_look = {}
-    for name in names:
-        twin = by_look.setdefault(unicodedata.normalize("NFC", name), name)
-        if twin != name:
-            raise UserError(f"{root}: two folders are named {name}, in different Unicode forms "
-                            f"({twin!a} and {name!a}); move the sounds into one of them")
-    return names
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def walk_files(folder, above=()):
@@ -436,26 +428,17 @@ def describe_file(path, error):
         return "nothing there; correct the path"
     if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
         return "a file without read permission; make it readable"
-    with contextlib.suppress(OSError):
-        if kind := recognize_file(path):
-            return kind
-    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
-
-
-def recognize_file(path):
-    """Describe in words a file that holds no sound of any format. Returns "" for other files."""
-    with open(path, "rb") as file:
+    start = b"\0"  # if it cannot be read
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         blocks = (block.lstrip(b"\0") for block in iter(partial(file.read, 2**20), b""))
         start = next(filter(None, blocks), b"")  # from the first byte that is not zero
     if not start:
         return "an empty file, or one of zeros; replace it"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run git lfs pull"
-    if re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
-        return ""
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return "an HTML page; download the file again"
-    return "a text file; replace it"
+    if not re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
+        return "a text file, such as an HTML page; download the file again, or replace it"
+    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
 
 
 def reason_of(error):
@@ -542,7 +525,9 @@ def read_blocks(path):
 def decode_blocks(file, path):
     """Yield the blocks of an open SoundFile, as read_blocks does. Raises UserError."""
     n_samples = 0
-    limit = max_samples(file, path)
+    is_dense = file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG"))
+    # Other decoders may make up the samples that a damaged header claims.
+    limit = math.inf if is_dense else 16 * os.path.getsize(path)
     # Scaling 16-bit samples here takes a third of libsndfile's time.
     is_plain = file.subtype == "PCM_16" and file.format in ("WAV", "WAVEX", "AIFF", "FLAC")
     kind = "int16" if is_plain else "float32"
@@ -627,13 +612,6 @@ def open_to_the_end(path):
     else:
         raise UserError(f"{path}: is much longer than its header says; {conversion_hint(path)}")
     return SoundFile(data)
-
-
-def max_samples(file, path):
-    """The most samples that an open SoundFile can hold. Some decoders invent missing samples."""
-    if file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG")):
-        return math.inf
-    return 16 * os.path.getsize(path)
 
 
 def encode_sound(y, sample_rate, file_format, subtype, endian=None):
