@@ -226,10 +226,3 @@ def test_sound_whose_name_is_not_utf_8_is_read_copied_and_shown(sounds):
     assert r"skipped Samples/low/bad\udce9.wav: expected a sound" in result.stderr
     assert len(list((sounds / "Preproc/low").iterdir())) == 12
     assert load_json(sounds / "Preproc/settings.json")["finished"] is True
-
-
-def test_device_is_not_replaced_by_a_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe: is a device or pipe; name a file"):
-        utils.save_text(tmp_path / "pipe", "")
-    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1

@@ -98,35 +98,19 @@ def test_class_of_sounds_that_cannot_be_read_stops_preprocessing_and_training(so
     assert words in one_line("train_network.py", cwd=sounds)
 
 
-def test_test_expression_that_matches_nothing_or_everything(sounds):
-    def refusal(expression, status=1):
-        return run("train_network.py", "--test", expression, cwd=sounds, status=status).stderr
-
-    expected = "--test xyz: matches no sound; use a pattern that matches names such as high/00.wav"
-    assert expected in refusal("xyz")
-    assert "--test wav: leaves no sound to train on in high, low, middle" in refusal("wav")
-    assert "expected a regular expression, found (: " in refusal("(", status=2)
-    assert not (sounds / "weights.keras").exists()
-
-
-@pytest.mark.parametrize("flag, value", [
-    ("--epochs", "0"), ("--epochs", "ten"), ("--layers", "-1"), ("--seed", "-1"),
-    ("--seed", "5000000000"), ("--learning-rate", "nan"), ("--learning-rate", "0"),
-    ("--network", "huge"), ("--save", "weights.h5"), ("--weights", "weights.keras"),
-    ("--epoch", "1"), ("--mixup", "-1"), ("--masks", "0.5"), ("--shift", "1"),
-    ("--warp", "1"), ("--eq", "-1"),
-    ("--class-weights", "some"), ("--devices", "0")])
-def test_flag_that_makes_no_sense(flag, value, sounds):
-    assert flag in one_line("train_network.py", flag, value, cwd=sounds, status=2)
-
-
-@pytest.mark.parametrize("flags", [
-    ["--n-mels", "0"], ["--channels", "1025"], ["--jobs", "0"], ["--sample-rate", "99"],
-    ["--only", "gain"], ["--augment", "1", "--without", "reverb"],
-    ["--augment", "1", "--only", "gain", "--without", "noise"]])
-def test_flag_of_preprocessing_that_makes_no_sense(flags, sounds):
-    assert flags[-2] in one_line("preprocess_data.py", *flags, cwd=sounds, status=2)
-    assert not (sounds / "Preproc").exists()
+@pytest.mark.parametrize("script, flag, value", [
+    ("train_network.py", "--epochs", "0"), ("train_network.py", "--epochs", "ten"),
+    ("train_network.py", "--learning-rate", "nan"), ("train_network.py", "--test", "("),
+    ("train_network.py", "--save", "weights.h5"), ("train_network.py", "--weights", "weights.keras"),
+    ("train_network.py", "--epoch", "1"), ("train_network.py", "--masks", "0.5"),
+    ("preprocess_data.py", "--channels", "1025"), ("preprocess_data.py", "--sample-rate", "99"),
+    ("preprocess_data.py", "--only", "gain"), ("preprocess_data.py", "--without", "reverb"),
+    ("augment_data.py", "N", "0")])
+def test_flag_that_makes_no_sense_is_named_and_changes_nothing(script, flag, value, sounds):
+    before = sorted(sounds.rglob("*"))
+    flags = [value, "Samples"] if flag == "N" else [flag, value]
+    assert flag in one_line(script, *flags, cwd=sounds, status=2)
+    assert sorted(sounds.rglob("*")) == before
 
 
 def test_weights_of_other_classes_and_of_sounds_that_are_gone(trained, sounds, evaluate):
@@ -199,14 +183,3 @@ def test_damaged_spectrogram_is_named_and_the_rest_used(preprocessed, monkeypatc
     output = capsys.readouterr()
     assert "are memory-mapped" in output.out
     assert output.err.count("; remove it and preprocess again\n") == 6
-
-
-def test_augmenting_what_is_no_sound_names_it_and_does_the_rest(sounds):
-    (sounds / "Samples/low/notes.txt").write_text("not a sound")
-    (sounds / "Samples/low/none").mkdir()
-    files = [f"Samples/low/{name}" for name in ("00.wav", "notes.txt", "gone.wav", "none")]
-    result = run("augment_data.py", 1, *files, cwd=sounds, status=1)
-    for path, found in (("low/notes.txt", "a text file"),
-                        ("low/gone.wav", "nothing there"), ("low/none", "a folder")):
-        assert f"skipped Samples/{path}: expected a sound, found {found}" in result.stderr
-    assert (sounds / "Samples/low/00_aug1.wav").exists()
