@@ -134,7 +134,7 @@ def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words
 
 @pytest.mark.parametrize("of_low, of_high, sample_rate, is_told", [
     (22050, 48000, 48000, True), (22050, 48000, 22050, True),  # the cutoff of the resampler tells
-    (22050, 48000, 19800, False), (48000, 48000, 48000, False), (8000, 8000, 16000, False)])
+    (22050, 48000, 19800, False), (8000, 8000, 16000, False)])
 def test_low_sample_rates_that_give_classes_away_are_a_row_with_the_remedy(
         tmp_path, of_low, of_high, sample_rate, is_told):
     for k in range(20):

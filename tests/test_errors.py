@@ -101,7 +101,7 @@ def test_class_of_sounds_that_cannot_be_read_stops_preprocessing_and_training(so
 @pytest.mark.parametrize("script, flag, value", [
     ("train_network.py", "--epochs", "0"), ("train_network.py", "--epochs", "ten"),
     ("train_network.py", "--learning-rate", "nan"), ("train_network.py", "--test", "("),
-    ("train_network.py", "--save", "weights.h5"), ("train_network.py", "--weights", "weights.keras"),
+    ("train_network.py", "--save", "weights.h5"), ("train_network.py", "--mixup", "-1"),
     ("train_network.py", "--epoch", "1"), ("train_network.py", "--masks", "0.5"),
     ("preprocess_data.py", "--channels", "1025"), ("preprocess_data.py", "--sample-rate", "99"),
     ("preprocess_data.py", "--only", "gain"), ("preprocess_data.py", "--without", "reverb"),

@@ -499,8 +499,8 @@ def test_what_libsndfile_cannot_read_is_named_with_the_command_that_converts_it(
     (sounds / "Samples/low/take 1.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     line, _ = run("preprocess_data.py", cwd=sounds, status=1).stderr.splitlines()
     line, command = line.split("; convert it and remove the original, or replace it if that fails:")
-    assert line == ("skipped Samples/low/take 1.m4a: expected a sound, found a file that libsndfile "
-                    "cannot read (Format not recognised)")
+    assert line == ("skipped Samples/low/take 1.m4a: expected a sound, found a file that "
+                    "libsndfile cannot read (Format not recognised)")
     assert shlex.split(command) == ["ffmpeg", "-i", "Samples/low/take 1.m4a",
                                     "Samples/low/take 1.converted.wav"]
 
