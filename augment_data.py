@@ -435,7 +435,7 @@ def add_augmentation(path, k, parameters):
     name = utils.escape_breaks(path.name)  # one line for each copy
     line = io.StringIO()
     writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
-    writer.writerow({"file": utils.escape_formula(name), "copy": k, **parameters})
+    writer.writerow({"file": name, "copy": k, **parameters})
     table = path.parent / AUGMENTATIONS
     with utils.folder_lock(path.parent), open(table, "ab+", buffering=0) as file:
         file.seek(0)

@@ -965,13 +965,12 @@ def evaluate(args):
     """Score the test sounds, and write the results. Returns how many sounds were skipped."""
     folder = choose_folder(args)
     paths = list_weights(args)
-    with utils.lock_for_reading(args.data or args.preproc):
-        tests = [score_test_set(path, args) for path in paths]
-        test = pool_folds(tests) if args.folds else tests[0]
-        report = make_report(args, test, tests)
-        mistakes = list_mistakes(test)
-        print_report(report, mistakes)
-        save_results(args, folder, test, report, mistakes)
+    tests = [score_test_set(path, args) for path in paths]
+    test = pool_folds(tests) if args.folds else tests[0]
+    report = make_report(args, test, tests)
+    mistakes = list_mistakes(test)
+    print_report(report, mistakes)
+    save_results(args, folder, test, report, mistakes)
     return test["n_skipped"]
 
 
