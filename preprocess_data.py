@@ -42,7 +42,7 @@ def compute_spectrogram(name, samples, settings, seed, deformations):
         return utils.sound_to_spectrogram(name, samples, settings)
     path = samples / origin
     y, sample_rate = augment_data.decode_sound(path)
-    copy, _ = augment_data.make_copy(y, sample_rate, path, k, seed, deformations)
+    copy = augment_data.make_copy(y, sample_rate, path, k, seed, deformations)
     blocks = utils.convert_blocks([(copy, sample_rate)], settings)
     return utils.log_mel_spectrogram(blocks, settings)
 
@@ -399,7 +399,7 @@ def print_summary(args, written, n_kept, n_removed, n_bad, n_others, took):
 def main():
     """Bring Preproc/ up to date with Samples/. Returns how many sounds were skipped."""
     args = parse_args()
-    deformations = augment_data.choose_deformations(args, args.augment)
+    deformations = augment_data.choose_deformations(args.only, args.without, args.augment)
     utils.check_outside("--preproc", args.preproc, args.samples)
     utils.check_outside("--samples", args.samples, args.preproc)
     if args.dask:  # its workers may run in other folders
