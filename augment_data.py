@@ -1,8 +1,8 @@
 """Write altered copies of sounds, to have more to train on.
 
 Reads sounds. Writes name_aug1.wav to name_augN.wav beside each name.wav, in its format, and
-augmentations.csv, a table of them. It is written before the copies: a run that stops leaves rows of
-copies that the next run makes.
+augmentations.csv, a table of them. The table comes first: after a stop, the same command makes
+the copies that are missing.
 
     python augment_data.py 3 Samples
 
@@ -18,7 +18,6 @@ A copy gets one or more of these deformations, and keeps the length of its sound
     polarity          inverted
 
 A copy depends on the seed, the file name of its sound, its number and the deformations allowed.
-No two copies of a sound have the same values, even where they get the same deformations.
 Training keeps a sound and its copies on one side of the split. A copy must still belong to its
 class. Use these flags if classes differ:
 
@@ -126,14 +125,20 @@ def parse_args():
 # ---------------------------------------------------------------- names of sounds and copies
 
 def list_sources(arguments):
-    """List the sounds that the command line names.
+    """List the sounds that the command line names: files, sounds in folders, matches of patterns.
 
     Returns their paths, each once, and how many paths were passed over: patterns also match
-    copies, augmentations.csv and hidden files, which are not sources. Raises UserError.
+    copies, augmentations.csv and hidden files, which are not sources. Raises UserError for a
+    folder that cannot be read.
     """
     paths = {}  # in the order of the command line
     for argument in arguments:
-        paths.update((Path(name), None) for name in expand_argument(argument))
+        matches = []
+        if glob.has_magic(argument) and not os.path.lexists(argument):  # as on Windows, in quotes
+            matches = sorted(glob.glob(argument, recursive=True))
+        for match in matches or [argument]:
+            sounds = utils.walk_sounds(match) if os.path.isdir(match) else []
+            paths.update((Path(name), None) for name in sounds or [match])
     names = {str(path) for path in paths}
     for folder in {os.path.dirname(name) for name in names if utils.COPY.search(name)}:
         with contextlib.suppress(OSError):  # a missing file is reported when it is read
@@ -143,22 +148,6 @@ def list_sources(arguments):
     sources = [path for path in paths if str(path) not in copies
                and path.name != AUGMENTATIONS and not path.name.startswith(".")]
     return sources, len(paths) - len(sources)
-
-
-def expand_argument(argument):
-    """List the sounds in a folder and below, or the files that match a pattern.
-
-    Any other argument stands for itself; reading it then raises the error. Patterns are expanded
-    here because Windows does not expand them, and no shell expands them in quotes. Raises
-    UserError for a folder that cannot be read.
-    """
-    names = []
-    if os.path.isdir(argument):
-        names = utils.walk_sounds(argument)
-    elif glob.has_magic(argument) and not os.path.lexists(argument):
-        for match in sorted(glob.glob(argument, recursive=True)):
-            names += expand_argument(match)
-    return names or [argument]
 
 
 def copy_name(name, k):
@@ -188,15 +177,13 @@ def draw_parameters(seed, name, k, names):
 
     Each parameter goes through its range in equal steps from a random start, so that no two copies
     get the same values. Independent draws would repeat within some hundred copies. Copies may get
-    the same deformations. Polarity has one value: it is not the only one, unless `names` has only
-    that.
+    the same deformations, but polarity, which has one value, only beside another.
     """
-    n_subsets = 2 ** len(names)
-    subset = make_generator(seed, name, f"{k} subset").integers(1, n_subsets)
+    subset = make_generator(seed, name, f"{k} subset").integers(1, 2 ** len(names))
     drawn = [names[i] for i in range(len(names)) if subset >> i & 1]  # bit i stands for names[i]
     if drawn == ["polarity"]:
         drawn = names
-    start = make_generator(seed, name, "start").random(len(STEPS))
+    start = make_generator(seed, name, "draw").random(len(STEPS))
     u = dict(zip(PARAMETERS, (start + k * STEPS) % 1, strict=True))  # in [0, 1)
     parameters = {}
     for deformation in drawn:
@@ -247,21 +234,6 @@ def warp_sound(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, spee
     return np.pad(copy[:len(y)], ((0, n_missing), (0, 0)))
 
 
-def smooth_level(level, sample_rate, step, attack, release):
-    """Let a level rise within the attack and fall within the release of a compressor.
-
-    level: dB [shape=(n_steps,)]. step: samples. attack, release: seconds. Returns the same shape.
-    """
-    seconds = np.arange(len(level)) * step / sample_rate
-    fall = seconds / release * 20 * np.log10(np.e)  # dB since the start
-    level = np.maximum.accumulate(level + fall) - fall
-    decay = np.exp(-step / sample_rate / attack)
-    amplitude = 10 ** (level / 20)
-    start = [decay * amplitude[0]]
-    amplitude, _ = scipy.signal.lfilter([1 - decay], [1, -decay], amplitude, zi=start)
-    return 20 * np.log10(amplitude)
-
-
 def compress_sound(y, sample_rate, preset, share=1):
     """Compress the dynamic range by the static curve of a preset, or by a share of it.
 
@@ -274,7 +246,14 @@ def compress_sound(y, sample_rate, preset, share=1):
     peaks = np.pad(peaks, (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
     # 0 dB is the sound's own peak, so that a quiet recording is compressed just like a loud one.
     level = 20 * np.log10(np.maximum(peaks / max(peaks.max(), 1e-30), 1e-5))
-    level = smooth_level(level, sample_rate, step, attack, release)
+    # Let the level rise within the attack and fall within the release.
+    fall = np.arange(len(level)) * step / sample_rate / release * 20 * np.log10(np.e)  # dB
+    level = np.maximum.accumulate(level + fall) - fall
+    decay = np.exp(-step / sample_rate / attack)
+    amplitude = 10 ** (level / 20)
+    start = [decay * amplitude[0]]
+    amplitude, _ = scipy.signal.lfilter([1 - decay], [1, -decay], amplitude, zi=start)
+    level = 20 * np.log10(amplitude)
     change = np.subtract(level_out, level_in)
     gain = share * np.interp(level, level_in, change)  # dB, (n_steps,)
     places = np.arange(len(y)) / step + attack * sample_rate / step  # in steps
@@ -403,8 +382,7 @@ def write_copies(path, n, seed, names, overwrite):
 def save_plan(folder, rows):
     """Add rows of copies that are to be made to augmentations.csv in a folder.
 
-    rows: dicts with the keys COLUMNS. The table keeps the rows of other copies, and is sorted.
-    Raises OSError, or UserError if the file is another table.
+    rows: dicts with the keys COLUMNS. Rows of other copies stay. Raises OSError and UserError.
     """
     table = folder / AUGMENTATIONS
     merged = {}
@@ -432,14 +410,12 @@ def main():
         numbers = missing_copies(path, args.n, args.overwrite)
         n_existing += args.n - len(numbers)
         is_file = os.path.isfile(path)
-        if numbers or not is_file:
-            to_do.append(path)  # to read what is no file raises the error
-        if numbers and is_file:
-            rows = plans.setdefault(path.parent, [])
-            for k in numbers:
-                rows.append(dict.fromkeys(COLUMNS, "") | {
-                    "file": path.name, "copy": k, "seed": args.seed, "only": ",".join(names),
-                    **draw_parameters(args.seed, path.name, k, names)})
+        if numbers or not is_file:  # to read what is no file raises the error
+            to_do.append(path)
+        for k in numbers if is_file else []:
+            row = {"file": path.name, "copy": k, "seed": args.seed, "only": ",".join(names)}
+            row |= draw_parameters(args.seed, path.name, k, names)
+            plans.setdefault(path.parent, []).append(dict.fromkeys(COLUMNS, "") | row)
     for folder, rows in plans.items():
         save_plan(folder, rows)
     write = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
