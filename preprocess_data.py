@@ -67,7 +67,7 @@ def compute_spectrogram(name, plan):
         return utils.sound_to_spectrogram(name, plan.samples, plan.settings)
     path = plan.samples / origin
     y, sample_rate = augment_data.decode_sound(path)
-    copy, _ = augment_data.make_copy(y, sample_rate, path, k, plan.seed, plan.deformations)
+    copy = augment_data.make_copy(y, sample_rate, path, k, plan.seed, plan.deformations)
     blocks = utils.convert_blocks([(copy, sample_rate)], plan.settings)
     return utils.log_mel_spectrogram(blocks, plan.settings)
 
@@ -415,7 +415,7 @@ def main():
     args = parse_args()
     samples = args.samples
     preproc = args.preproc
-    deformations = augment_data.choose_deformations(args, args.augment)
+    deformations = augment_data.choose_deformations(args.only, args.without, args.augment)
     utils.check_outside("--preproc", preproc, samples)
     utils.check_outside("--samples", samples, preproc)
     if args.dask:  # its workers may run in other folders

@@ -381,23 +381,18 @@ def find_copies(names, samples=None):
         copy = name
         while found := COPY.search(copy):  # a copy of a copy has several marks
             source = COPY.sub("", copy)
-            if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:
+            if stem_of(source) in by_stem or (source, found[1]) in listed:
                 copies[name] = by_stem.get(stem_of(source), source)
             copy = source
     return copies
 
 
-def escape_breaks(name):
-    """A name on one line, as augmentations.csv lists it."""
-    return name.translate({10: "\\n", 13: "\\r"})
-
-
 def list_augmentations(names, samples):
     """Read augmentations.csv in the folders of `names`. Returns a set of (source, number)."""
     listed = set()
-    for folder in {re.sub(r"[^/\\]*$", "", name) for name in names if COPY.search(name)}:
+    for folder in {name[:-len(os.path.basename(name))] for name in names if COPY.search(name)}:
         for row in read_csv(Path(samples, folder, AUGMENTATIONS)):
-            listed.add((escape_breaks(folder) + row.get("file", ""), row.get("copy")))
+            listed.add((folder + row.get("file", ""), row.get("copy")))
     return listed
 
 

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -183,3 +184,12 @@ def test_damaged_spectrogram_is_named_and_the_rest_used(preprocessed, monkeypatc
     output = capsys.readouterr()
     assert "are memory-mapped" in output.out
     assert output.err.count("; remove it and preprocess again\n") == 6
+
+
+def test_class_folders_whose_names_look_the_same_are_refused(sounds):
+    for form in ("NFC", "NFD"):
+        folder = sounds / "Samples" / unicodedata.normalize(form, "café")
+        shutil.copytree(sounds / "Samples/low", folder)
+    line = one_line("preprocess_data.py", cwd=sounds)
+    assert "Samples: two folders are named café" in unicodedata.normalize("NFC", line)
+    assert r"('cafe\u0301' and 'caf\xe9'); move the sounds into one of them" in line
