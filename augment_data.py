@@ -384,42 +384,6 @@ def save_plan(folder, rows):
 
     rows: dicts with the keys COLUMNS. Rows of other copies stay. Raises OSError and UserError.
     """
-<<<<<<< HEAD
-    name = utils.escape_breaks(path.name)  # one line for each copy
-    line = io.StringIO()
-    writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
-    writer.writerow({"file": name, "copy": k, **parameters})
-    table = path.parent / AUGMENTATIONS
-    with utils.folder_lock(path.parent), open(table, "ab+", buffering=0) as file:
-        file.seek(0)
-        header = os.fsdecode(file.readline()).strip()
-        if header not in (HEADER, ""):
-            raise UserError(f"{path}: {AUGMENTATIONS} beside it is not from this script; move it "
-                            "away")
-        # A line break first: a killed run may have left half a line.
-        append_bytes(file, os.fsencode(f"{'' if header else HEADER}\n{line.getvalue()}"))
-
-
-def append_bytes(file, data):
-    """Append all of `data` to an unbuffered file, or nothing of it. Raises OSError."""
-    size = file.seek(0, os.SEEK_END)
-    try:
-        n_written = file.write(data)
-        if n_written < len(data):  # a full disk accepts only a part
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        file.truncate(size)
-        raise
-
-
-def sort_augmentations(folder):
-    """Sort augmentations.csv in a folder, and remove what killed runs left there.
-
-    Each copy keeps its last line. Damaged lines stay too. Raises OSError and csv.Error.
-    """
-    utils.remove_temporary(folder)
-=======
->>>>>>> h-augm
     table = folder / AUGMENTATIONS
     merged = {}
     with utils.folder_lock(folder):
