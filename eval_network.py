@@ -1,9 +1,8 @@
 """Evaluate the trained network on the test sounds, or classify new sounds.
 
 Reads weights.keras, and the test sounds from Preproc/ or Samples/. Writes to Results/:
-report.html, a page to see and hear the mistakes, with WAV files for it in sounds/; metrics.json;
-scores.csv with the probabilities of each sound; mistakes.csv; and pictures of the curves, the
-confusion matrix and the calibration.
+report.html, a page to see and hear the mistakes; metrics.json; scores.csv with the probabilities of
+each sound; mistakes.csv; and pictures of the curves, the confusion matrix and the calibration.
 
     python eval_network.py
     python eval_network.py --folds
@@ -25,7 +24,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import scipy
@@ -40,13 +38,11 @@ MAX_LISTED = 20  # mistakes that are printed
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
 MAX_CARDS = 300  # mistakes on the page, and correct examples; each takes 5 kB
 N_EXAMPLES = 3  # of each class
-SOUNDS = "sounds"  # beside the page: what is written for browsers
 MAX_COLUMNS = 200  # of a spectrogram on the page
-PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
-PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
-MIN_PLAYABLE = 8000  # Hz; below 3000, Chromium plays silence
-MAX_PLAYABLE = 96000  # Hz; every browser must play the rates between these two in Web Audio
-MAX_SECONDS = 60  # of a sound that is written for browsers
+MAX_SECONDS = 10  # of each sound on the page
+MAX_SOUND_BYTES = 22e6  # of all sounds on the page, so that it can be mailed
+MP3_RATES = 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000  # Hz
+MP3_BITS = 2.2  # for a sample of noise; other sounds take fewer
 # Equal in the training runs of all folds of one cross-validation.
 FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
              "--folds", "--folds-by")
@@ -668,10 +664,13 @@ def save_page(args, folder, test, report, mistakes):
     chosen = choose_mistakes(mistakes)
     names = [mistake.file for mistake in chosen] + list_examples(test, chosen)
     samples = args.data or args.samples
-    sounds = (describe_sound(name, test, samples, folder) for name in names)
-    cards = list(utils.show_progress(sounds, len(names), "Writing the page"))
+    settings = test["source"].settings
+    seconds = choose_seconds(len(names), settings)
+    embed = partial(embed_sound, folder=samples, settings=settings, seconds=seconds)
+    sounds, _ = utils.map_files(embed, names, "Writing the page", folder=samples)
+    cards = [describe_sound(name, test) | {"audio": sounds.get(name)} for name in names]
     page = fill_template(
-        "report_template.html", report=report, samples=samples, max_seconds=MAX_SECONDS,
+        "report_template.html", report=report, samples=samples, max_seconds=seconds,
         classes=[shown(name) for name in classes],
         matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=[card | describe_mistake(row, classes) for card, row in zip(cards, chosen)],
@@ -692,17 +691,13 @@ def fill_template(name, **values):
     return environment.get_template(name).render(values)
 
 
-def describe_sound(name, test, samples, folder):
-    """Describe a test sound for the page: its class, its picture and where to hear it."""
+def describe_sound(name, test):
+    """Describe a test sound for the page: its class, its length and its picture."""
     source = test["source"]
-    settings = source.settings
-    spectrogram = source.read(name, folder=source.folder, settings=settings)
-    path = provide_sound(name, samples, folder, settings)
-    seconds = utils.count_seconds(spectrogram, settings)
+    spectrogram = source.read(name, folder=source.folder, settings=source.settings)
     return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
-            "image": embed_spectrogram(spectrogram), "seconds": seconds,
-            "url": path and make_url(path, folder),
-            "is_cut": path not in (None, samples / name) and seconds > MAX_SECONDS}
+            "seconds": utils.count_seconds(spectrogram, source.settings),
+            "image": embed_spectrogram(spectrogram)}
 
 
 def describe_mistake(mistake, classes):
@@ -731,69 +726,34 @@ def embed_picture(path):
     return kind and f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def provide_sound(name, samples, folder, settings):
-    """Provide a file with a sound that browsers can play.
-
-    If they cannot play the sound itself, its beginning is written into folder/sounds/ as WAV.
-    Returns a path, or None if there is no sound that can be read.
-    """
-    path = samples / name
-    try:
-        if is_playable(path):
-            return path
-        y, sample_rate = read_beginning(path, settings)
-    except UserError:
-        return None
-    target = folder / SOUNDS / f"{name}.wav"
-    write_wav(target, y, sample_rate)
-    return target
+def choose_seconds(n_sounds, settings):
+    """Choose how many seconds of each sound fit into the page."""
+    bytes_per_second = embedded_rate(settings) * min(settings.channels, 2) * MP3_BITS / 8 * 4 / 3
+    seconds = MAX_SOUND_BYTES / (n_sounds * bytes_per_second)  # 4 / 3: of base64
+    return min(MAX_SECONDS, math.floor(10 * seconds) / 10)
 
 
-def make_url(path, folder):
-    """Make the URL of a file in a page in `folder`, relative if that is right in every place.
-
-    It is not if `folder` is a link and the page is opened in its real place, or on two drives.
-    """
-    try:
-        relative = os.path.relpath(path, folder)
-    except ValueError:
-        relative = ""
-    if (folder.resolve() / relative).resolve() != path.resolve():
-        return path.resolve().as_uri()
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
+def embedded_rate(settings):
+    """The rate in Hz of the sounds on the page: the least of MP3 that keeps what is heard."""
+    return min((rate for rate in MP3_RATES if rate >= settings.sample_rate), default=MP3_RATES[-1])
 
 
-def is_playable(path):
-    """Whether browsers can play a sound file. Raises UserError."""
-    with utils.reading(path), utils.open_sound(path) as file:
-        return (file.format in PLAYABLE and file.subtype in PLAYABLE_SUBTYPES
-                and file.channels <= 2 and MIN_PLAYABLE <= file.samplerate <= MAX_PLAYABLE)
-
-
-def read_beginning(path, settings):
-    """Read MAX_SECONDS of a sound as the network hears it, at a rate that browsers can play.
-
-    Returns float32 [shape=(n_samples, n_channels)] and the rate in Hz. Raises UserError.
-    """
-    sample_rate = int(np.clip(settings.sample_rate, MIN_PLAYABLE, MAX_PLAYABLE))
-    playable = dataclasses.replace(settings, sample_rate=sample_rate,
+def embed_sound(name, folder, settings, seconds):
+    """Make a data URI of the beginning of a sound as the network hears it. Raises UserError."""
+    playable = dataclasses.replace(settings, sample_rate=embedded_rate(settings),
                                    channels=min(settings.channels, 2))
-    blocks = ((y.T, settings.sample_rate)
-              for y in utils.convert_blocks(utils.read_blocks(path), settings))
-    n_left = MAX_SECONDS * sample_rate
+    blocks = utils.convert_blocks(utils.read_blocks(Path(folder, name)), settings)
+    blocks = utils.convert_blocks(((y.T, settings.sample_rate) for y in blocks), playable)
+    n = math.ceil(seconds * playable.sample_rate)
     parts = []
-    for y in utils.convert_blocks(blocks, playable):
-        parts.append(y[:, :n_left])  # (channels, n)
-        n_left -= y.shape[1]
-        if n_left <= 0:
+    for y in blocks:  # (channels, n_samples)
+        parts.append(y)
+        if sum(part.shape[1] for part in parts) >= n:
             break
-    return np.concatenate(parts, axis=1).T, sample_rate
-
-
-def write_wav(path, y, sample_rate):
-    """Write y, float32 [shape=(n_samples, n_channels)], as WAV with 16 bits."""
-    with utils.whole_file(path) as temporary:
-        temporary.write_bytes(utils.encode_sound(y, sample_rate, "WAV", "PCM_16"))
+    y = np.concatenate(parts, axis=1)[:, :n].T
+    with utils.reading(Path(folder, name)):  # MP3 cannot be empty
+        data = utils.encode_sound(y, playable.sample_rate, "MP3", "MPEG_LAYER_III")
+    return f"data:audio/mpeg;base64,{base64.b64encode(data).decode()}"
 
 
 # ---------------------------------------------------------------- classify new sounds
@@ -963,7 +923,7 @@ def score_folds(tests):
 
 def evaluate(args):
     """Score the test sounds, and write the results. Returns how many sounds were skipped."""
-    folder = choose_folder(args)
+    folder = args.results / flatten_path(args.data) if args.data else args.results
     paths = list_weights(args)
     with utils.lock_for_reading(args.data or args.preproc):
         tests = [score_test_set(path, args) for path in paths]
@@ -985,17 +945,6 @@ def make_report(args, test, tests):
         del report["n_train"], report["n_validation"]  # each fold has its own
         return report | {"thresholds": {}, "folds": score_folds(tests)}
     return report | {"thresholds": score_thresholds(test), "folds": []}
-
-
-def choose_folder(args):
-    """Choose the folder for the results. Raises UserError if their sounds would join the user's."""
-    folder = args.results / flatten_path(args.data) if args.data else args.results
-    sounds = folder / SOUNDS
-    for place in filter(None, (args.samples, args.data)):
-        if sounds.resolve().is_relative_to(place.resolve()):
-            raise UserError(f"{sounds}: sounds for the page would come among those of {place}; "
-                            "name another folder with --results")
-    return folder
 
 
 def save_results(args, folder, test, report, mistakes):
