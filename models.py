@@ -1,24 +1,12 @@
 """The networks, the windows and batches that feed them, predictions, and the weights file.
 
-A weights file is Keras's .keras archive with one more member, training.json: classes, feature
-settings, hyperparameters, and the sounds of each subset. It is all that scoring a sound needs.
-The scripts call its content info:
-
-    classes, features           names of the classes; FeatureSettings as a dict
-    network, hyperparameters    a name and values of HYPERPARAMETERS
-    seed, epochs, n_frames      of the training; the length of a window
-    --groups, --test, --folds, --folds-by   the flags of the split, or null
-    fold                        in cross-validation, its number and the number of folds, or null
-    train, validation, test     names of the sounds of each subset; unused: copies left out
-    contents                    a short hash of the spectrogram of each sound
-    test_groups                 the group of each test sound
-    weights                     the earlier weights
-    seen, learned               (name, hash) of sounds that they used, and that they learned from
-    history, temperature        the scores of each epoch; of the calibration
+A weights file is Keras's .keras archive with one more member, training.json: a Training. It is all
+that scoring a sound needs.
 
 The same code runs on TensorFlow, JAX and PyTorch. The environment variable KERAS_BACKEND chooses.
 """
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -35,9 +23,10 @@ import scipy
 from utils import (
     AMIN,
     DISK_FULL,
-    SUBSETS,
     TOP_DB,
     FeatureSettings,
+    Hyperparameters,
+    Split,
     UserError,
     check_weights_path,
     class_of,
@@ -70,7 +59,7 @@ with quiet_stderr():  # TensorFlow prints notices on start-up
                         "package") from None
     from keras import layers
 
-INFO_FILE = "training.json"
+TRAINING_FILE = "training.json"
 # Keras builds only these parts of our networks from a weights file. Others could run code.
 SAFE_CLASSES = frozenset(
     "None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
@@ -81,17 +70,90 @@ UNKNOWN = "unknown"  # the prediction where the confidence is below the threshol
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 # In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
 CONFIDENCE = 0.99
-TARGETS = 95, 99  # accuracies in percent for which training chooses a threshold
+TARGET = 95  # the accuracy in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
-HYPERPARAMETERS = {  # defaults of each network
-    "default": {"layers": 3, "filters": 16, "batch_size": 32, "learning_rate": 2e-3, "mixup": 0.3,
-                "masks": 2, "shift": 0.1, "warp": 0.1, "eq": 10.0, "class_weights": "balanced",
-                "smoothing": 0.05},
-    "original": {"layers": 4, "filters": 32, "batch_size": 128, "learning_rate": 1.0, "mixup": 0,
-                 "masks": 0, "shift": 0, "warp": 0, "eq": 0, "class_weights": "none",
-                 "smoothing": 0},
-}
+FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
+
+
+# ---------------------------------------------------------------- what a weights file tells
+
+def check_types(record):
+    """Raise ValueError, which names the field, unless a dataclass holds the types it declares."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not isinstance(value, field.type):
+            raise ValueError(f"{field.name} {value!r:.40}")
+        if field.type is list and not all(isinstance(item, (str, list, dict)) for item in value):
+            raise ValueError(f"{field.name} {value!r:.40}")
+
+
+@dataclasses.dataclass
+class Training:
+    """What determines a training run and what came of it: the content of training.json."""
+
+    classes: list  # names, sorted; the outputs of the network have this order
+    features: FeatureSettings
+    network: str  # "default" or "original"
+    hyperparameters: Hyperparameters
+    n_frames: int  # of a window
+    seed: int
+    epochs: int
+    flags: dict  # from those of FLAGS that were given to their values
+    fold: list | None  # in cross-validation, the number of the fold, and how many there are
+    weights: str | None  # a hash of the weights file that the training started from
+    split: Split
+    history: list = dataclasses.field(default_factory=list)  # the scores of each epoch, as dicts
+
+    def __post_init__(self):
+        check_types(self)
+        check_types(self.split)
+        if not len(set(self.classes)) == len(self.classes) > 1:
+            raise ValueError(f"classes {self.classes}")
+        if self.network not in BACKBONES:
+            raise ValueError(f"network {self.network!r}")
+        if self.fold and not 1 <= self.fold[0] <= self.fold[1]:
+            raise ValueError(f"fold {self.fold}")
+        for row in self.history:
+            numbers = all(type(value) in (int, float) for value in row.values())
+            if not (numbers and {"loss", "accuracy", "seconds"} <= row.keys()):
+                raise ValueError(f"history {row}")
+        if not 1e-3 < self.temperature < 1e3:
+            raise ValueError(f"temperature {self.temperature}")
+
+    @property
+    def temperature(self):
+        """The temperature of the calibration, 1 without validation sounds."""
+        return self.history[-1].get("temperature", 1.0) if self.history else 1.0
+
+    @property
+    def threshold(self):
+        """The threshold that --threshold auto stands for, or None."""
+        return self.history[-1].get("threshold") if self.history else None
+
+    @property
+    def n_steps(self):
+        """The number of steps in an epoch."""
+        return count_steps(len(self.split.train), self.hyperparameters.batch_size)
+
+    def settings(self):
+        """All that the user can choose for a training run, as a flat dict."""
+        return {"network": self.network, "seed": self.seed, "epochs": self.epochs,
+                "weights": self.weights, **{flag: self.flags.get(flag) for flag in FLAGS},
+                **dataclasses.asdict(self.features), **dataclasses.asdict(self.hyperparameters)}
+
+    def to_json(self):
+        """This training as text."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text):
+        """Read the text of to_json. Raises TypeError or ValueError, which name a wrong field."""
+        values = json.loads(text)
+        for field, kind in (("features", FeatureSettings), ("split", Split),
+                            ("hyperparameters", Hyperparameters)):
+            values[field] = kind(**values[field])
+        return cls(**values)
 
 
 # ---------------------------------------------------------------- the networks
@@ -168,7 +230,7 @@ def build_network(name, hyperparameters, spectrograms, n_classes, n_frames):
     x = layers.Normalization(axis=axes, mean=mean, variance=variance)(inputs)
     x = layers.Reshape((-1, shape[-1], n_frames))(x)  # (batch, channels, n_mels, n_frames)
     x = layers.Permute((2, 3, 1))(x)  # (batch, n_mels, n_frames, channels)
-    x = BACKBONES[name](x, hyperparameters["layers"], hyperparameters["filters"])
+    x = BACKBONES[name](x, hyperparameters.layers, hyperparameters.filters)
     outputs = layers.Dense(n_classes, activation="softmax", name="head")(x)
     return keras.Model(inputs, outputs)
 
@@ -179,14 +241,15 @@ def extend_network(network, n_classes):
     return keras.Model(network.input, head(network.layers[-2].output))
 
 
-def compile_network(network, name, hyperparameters, n_steps):
-    """Give a network its optimizer and learning-rate schedule, for n_steps steps in all.
+def compile_network(network, training):
+    """Give a network its optimizer and learning-rate schedule, for all epochs of a training run.
 
     The learning rate rises over a twentieth of them, then falls to zero along a cosine. The
     original network keeps a constant rate.
     """
-    rate = hyperparameters["learning_rate"]
-    if name == "original":
+    n_steps = training.epochs * training.n_steps
+    rate = training.hyperparameters.learning_rate
+    if training.network == "original":
         optimizer = keras.optimizers.Adadelta(rate)
     else:
         n_warmup = n_steps // 20
@@ -306,26 +369,26 @@ class Batches(keras.utils.PyDataset):
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
     ALTERED_SHARE = 3 / 4  # of the epochs, from the first
 
-    def __init__(self, spectrograms, info, fill):
+    def __init__(self, spectrograms, training, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
         # Threads that prepare batches while the network trains. On JAX they slow it down.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self.spectrograms = spectrograms
-        self.names = info["train"]
-        self.targets = one_hot(info["train"], info["classes"])
-        self.n_frames = info["n_frames"]
-        self.hyperparameters = info["hyperparameters"]
-        self.seed = info["seed"]
-        self.n_epochs = info["epochs"]
+        self.names = training.split.train
+        self.targets = one_hot(self.names, training.classes)
+        self.n_frames = training.n_frames
+        self.hyperparameters = training.hyperparameters
+        self.seed = training.seed
+        self.n_epochs = training.epochs
+        self.n_steps = training.n_steps
         self.fill = fill
-        self.class_weights = balance_classes(self.targets, self.hyperparameters["class_weights"])
-        self.n_steps = count_steps(len(self.names), self.hyperparameters["batch_size"])
+        self.class_weights = balance_classes(self.targets, self.hyperparameters.class_weights)
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
         """Draw the order of the sounds. A further shuffle fills the last batch of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
-        n = self.n_steps * self.hyperparameters["batch_size"]
+        n = self.n_steps * self.hyperparameters.batch_size
         n_rounds = math.ceil(n / len(self.names))
         rounds = [rng.permutation(len(self.names)) for _ in range(n_rounds)]
         self.epoch = epoch
@@ -337,8 +400,8 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, step):
         """Windows in dB [shape=(batch_size, ..., n_mels, n_frames)], targets, and row weights."""
-        size = self.hyperparameters["batch_size"]
-        smoothing = self.hyperparameters["smoothing"]
+        size = self.hyperparameters.batch_size
+        smoothing = self.hyperparameters.smoothing
         rows = self.order[step * size:(step + 1) * size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
         x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
@@ -353,7 +416,7 @@ class Batches(keras.utils.PyDataset):
 
     def cut_window(self, spectrogram, rng):
         """Cut a random window, which holds all, or nearly all, of a sound that fits into it."""
-        margin = round(self.hyperparameters["shift"] * self.n_frames)
+        margin = round(self.hyperparameters.shift * self.n_frames)
         padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
         return self.warp(padded, start, rng)
@@ -363,7 +426,7 @@ class Batches(keras.utils.PyDataset):
 
         Frames and bands are the nearest of the spectrogram. Beyond its edges, the outermost repeat.
         """
-        warp = self.hyperparameters["warp"] if self.alters else 0
+        warp = self.hyperparameters.warp if self.alters else 0
         n_mels, n = padded.shape[-2:]
         speed, pitch = 1 + rng.uniform(-warp, warp, size=2)
         middle = self.n_frames // 2
@@ -378,7 +441,7 @@ class Batches(keras.utils.PyDataset):
         Each window draws its own strength, between 0 and eq.
         """
         n_mels = x.shape[-2]
-        eq = self.hyperparameters["eq"] * rng.random((len(x), 1))  # dB
+        eq = self.hyperparameters.eq * rng.random((len(x), 1))  # dB
         levels = rng.uniform(-eq, eq)
         points = levels + rng.uniform(-eq, eq, size=(len(x), self.EQ_POINTS))
         bands = np.linspace(0, self.EQ_POINTS - 1, n_mels)
@@ -388,7 +451,7 @@ class Batches(keras.utils.PyDataset):
 
     def mix(self, x, y, rng):
         """Blend each window and target with a share of another (mixup, Zhang 2018)."""
-        alpha = self.hyperparameters["mixup"]
+        alpha = self.hyperparameters.mixup
         if not alpha:
             return x, y
         partner = rng.permutation(len(x))
@@ -400,7 +463,7 @@ class Batches(keras.utils.PyDataset):
     def mask(self, x, rng):
         """Cover random bands and times of each window in place (SpecAugment, Park 2019)."""
         widest = [int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]]
-        widths = rng.integers(widest, size=(len(x), self.hyperparameters["masks"], 2))
+        widths = rng.integers(widest, size=(len(x), self.hyperparameters.masks, 2))
         starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
         for window, begins, ends in zip(x, starts, starts + widths):
             for (band, frame), (band_end, frame_end) in zip(begins, ends):
@@ -468,11 +531,11 @@ def measure_coverage(y, probabilities):
     return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
 
 
-def choose_threshold(y, probabilities, accuracy):
-    """Choose the lowest threshold above which predictions are right with at least `accuracy`.
+def choose_threshold(y, probabilities):
+    """Choose the lowest threshold at or above which TARGET % of the predictions are right.
 
-    The other arguments are those of measure_coverage. The lower limit of the accuracy must reach
-    it (Clopper and Pearson 1934, one-sided, at CONFIDENCE). At least one sound in twenty is below
+    The arguments are those of measure_coverage. The lower limit of the accuracy must reach TARGET
+    (Clopper and Pearson 1934, one-sided, at CONFIDENCE). At least one sound in twenty is below
     the threshold: a new sound may be of none of the classes, even if all validation sounds are
     right. Returns None if no threshold is high enough, or if there are too few sounds.
     """
@@ -480,36 +543,36 @@ def choose_threshold(y, probabilities, accuracy):
     n = np.round(coverage * len(y))
     n_right = np.round(accuracies * n)
     # The probability that as many or more of n are right, if the accuracy were no higher.
-    chance = scipy.special.betainc(n_right, n - n_right + 1, accuracy)
+    chance = scipy.special.betainc(n_right, n - n_right + 1, TARGET / 100)
     is_enough = (chance <= 1 - CONFIDENCE) & (coverage <= KEPT_SHARE)
     return float(thresholds[is_enough][-1]) if is_enough.any() else None
 
 
-def explain_no_threshold(percent, n):
-    """Explain why n validation sounds gave no threshold for an accuracy in percent."""
-    n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(percent / 100))  # without a mistake
+def explain_no_threshold(n):
+    """Explain why n validation sounds gave no threshold."""
+    n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(TARGET / 100))  # without a mistake
     n_least = math.ceil(n_right / KEPT_SHARE)
     if n < n_least:
         return f"too few validation sounds ({n}; at least {n_least} are needed)"
     return f"the confident ones of the {n} validation sounds hold too many mistakes"
 
 
-def find_threshold(threshold, info):
+def find_threshold(threshold, training):
     """Find the confidence below which a sound is unknown.
 
-    threshold: a number, or "auto" for the threshold of the weights. Raises UserError if they have
-    none, or have a class named unknown.
+    threshold: a number, or "auto" for the threshold of the training. Raises UserError if it has
+    none, or has a class named unknown.
     """
-    if threshold and UNKNOWN in info["classes"]:
+    if threshold and UNKNOWN in training.classes:
         raise UserError(f"--threshold {threshold}: the weights have a class named {UNKNOWN}; "
                         "rename its folder and train again, or leave out --threshold")
     if threshold != "auto":
         return threshold
-    if "threshold_95" in info["history"][-1]:
-        return info["history"][-1]["threshold_95"]
-    reason = explain_no_threshold(95, len(info["validation"]))
-    raise UserError(f"--threshold auto: no threshold for 95 %: {reason}; add sounds and train "
-                    "again, or name a number, such as --threshold 0.9")
+    if training.threshold is None:
+        reason = explain_no_threshold(len(training.split.validation))
+        raise UserError(f"--threshold auto: no threshold for {TARGET} %: {reason}; add sounds and "
+                        "train again, or name a number, such as --threshold 0.9")
+    return training.threshold
 
 
 def choose_classes(probabilities, threshold):
@@ -520,51 +583,46 @@ def choose_classes(probabilities, threshold):
     return np.where(probabilities.max(axis=-1) >= threshold, probabilities.argmax(axis=-1), -1)
 
 
+def validate_network(network, spectrograms, training):
+    """Score whole validation sounds, and calibrate by them.
+
+    Returns the loss, accuracy, temperature and threshold, or {} if there are no such sounds.
+    """
+    names = training.split.validation
+    if not names:
+        return {}
+    sounds = ((name, spectrograms[name]) for name in names)
+    probabilities = np.stack([row for _, row in predict_sounds(network, sounds)])
+    labels = one_hot(names, training.classes)  # (n_sounds, n_classes)
+    y = labels.argmax(axis=1)
+    losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
+    is_right = probabilities.argmax(axis=1) == y
+    temperature = fit_temperature(labels, probabilities)
+    threshold = choose_threshold(y, apply_temperature(probabilities, temperature))
+    scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
+              "temperature": temperature}
+    return scores if threshold is None else scores | {"threshold": threshold}
+
+
 # ---------------------------------------------------------------- the weights file
 
-def save_network(network, info, path):
-    """Write a network and its info to `path` in one step, so that it is always readable."""
+def save_network(network, training, path):
+    """Write a network and its training to `path` in one step, so that it is always readable."""
     with whole_file(path) as temporary:
         network.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(INFO_FILE, json.dumps(info, indent=1))
+            archive.writestr(TRAINING_FILE, training.to_json())
 
 
-def check_info(info):
-    """Raise an exception, of any kind, unless info is as training saves it."""
-    FeatureSettings(**info["features"])
-    lists = [info[key] for key in ("classes", *SUBSETS, "unused", "test_groups")]
-    lists += [*info["seen"], *info["learned"], list(info["contents"].values())]
-    split = {name for subset in (*SUBSETS, "unused") for name in info[subset]}
-    kinds = [type(info[key]) for key in ("seed", "n_frames", "hyperparameters")]
-    history = info["history"]
-    numbers = [value for row in history for value in row.values()]
-    columns = [{key for key in row if not key.startswith("threshold")} for row in history]
-    fold = info.get("fold") or [1, 1]
-    if not (kinds == [int, int, dict] and info["network"] in BACKBONES
-            and 1e-3 < info["temperature"] < 1e3
-            and all(isinstance(names, list) for names in lists)
-            and all(isinstance(name, str) for names in lists for name in names)
-            and {len(pair) for pair in (*info["seen"], *info["learned"])} <= {2}
-            and split == info["contents"].keys() and len(info["test_groups"]) == len(info["test"])
-            and all(type(value) in (int, float) for value in numbers)
-            and all({"loss", "accuracy", "seconds"} <= keys == columns[0] for keys in columns)
-            and 1 <= fold[0] <= fold[1] and list(map(type, fold)) == [int, int]
-            and len(set(info["classes"])) == len(info["classes"]) > 1):
-        raise ValueError("invalid training metadata")
-
-
-def read_info(path):
-    """The info in a weights file. Raises errors of many kinds for another file."""
+def read_training(path):
+    """The Training in a weights file. Raises errors of many kinds for another file."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
-        info = json.loads(archive.read(INFO_FILE))
-    check_info(info)
-    return info
+        return Training.from_json(archive.read(TRAINING_FILE))
 
 
-def read_network(path, info, compile):
+def read_network(path, training, compile):
     """The network in a weights file, of known layers only. Raises errors of many kinds."""
     kinds = set()
     with zipfile.ZipFile(path) as archive:
@@ -573,10 +631,10 @@ def read_network(path, info, compile):
     if foreign := kinds - SAFE_CLASSES:
         raise ValueError(f"it holds {', '.join(sorted(foreign))}")
     network = keras.models.load_model(path, compile=compile, safe_mode=True)
-    settings = FeatureSettings(**info["features"])
+    settings = training.features
     channels = (settings.channels,) if settings.channels > 1 else ()
-    expected = (None, *channels, settings.n_mels, info["n_frames"]), (None, len(info["classes"]))
-    if (network.input_shape, network.output_shape) != expected:
+    shapes = (None, *channels, settings.n_mels, training.n_frames), (None, len(training.classes))
+    if (network.input_shape, network.output_shape) != shapes:
         raise ValueError(f"a network from {network.input_shape} to {network.output_shape}")
     return network
 
@@ -596,23 +654,23 @@ def reading_weights(path):
                         f"something else ({reason}); train again with --fresh") from None
 
 
-def load_info(path):
-    """The info in a weights file: the settings and sounds of its training. Raises UserError."""
+def load_training(path):
+    """The Training in a weights file: the settings and sounds of its network. Raises UserError."""
     with reading_weights(path):
-        return read_info(path)
+        return read_training(path)
 
 
 def load_network(path, compile=False):
-    """The network and the info in a weights file, with its optimizer if `compile`.
+    """The network and the Training in a weights file, with its optimizer if `compile`.
 
     Raises UserError if the file is missing, damaged or not a weights file.
     """
     with reading_weights(path):
-        info = read_info(path)
-        network = read_network(path, info, compile)
+        training = read_training(path)
+        network = read_network(path, training, compile)
         if compile:
             build_metrics(network)
-        return network, info
+        return network, training
 
 
 # ---------------------------------------------------------------- backends and devices

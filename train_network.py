@@ -7,7 +7,7 @@ for eval_network.py. If training is stopped, the same command resumes it.
     python train_network.py
     python train_network.py --folds 5
 """
-import copy
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -24,7 +24,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
 import utils
-from utils import SUBSETS, UserError, class_of, originals, say, stem_of
+from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, originals, say, stem_of
 
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
@@ -37,25 +37,33 @@ CURVES = "training_curves.png"
 
 # ---------------------------------------------------------------- load
 
-def load_training_set(args):
+def load_training_set(samples, preproc):
     """Find and read the spectrograms, and check that there is enough to train on.
 
     Returns a Source, a mapping from name to spectrogram, and how many could not be read.
     Raises UserError.
     """
     began = time.perf_counter()
-    with utils.lock_for_reading(args.preproc):
-        source = utils.find_source(args.samples, args.preproc)
-        note_other_sounds(source, args.samples)
-        check_classes(source.names, source)
-        memory = args.memory and args.memory * 1e9
-        spectrograms, n_bad = utils.read_spectrograms(source, source.names, memory)
+    source = utils.find_source(samples, preproc)
+    note_other_sounds(source, samples)
+    check_classes(source.names, source)
+    spectrograms, n_bad = utils.read_spectrograms(source, source.names)
     check_classes(spectrograms, source)  # again, for some may be unreadable
-    if source.folder == args.samples:
+    if source.folder == samples:
         seconds = time.perf_counter() - began
-        following = utils.command("preprocess_data.py", samples=args.samples, preproc=args.preproc)
+        following = utils.command("preprocess_data.py", samples=samples, preproc=preproc)
         say(f"Computed in {seconds:.1f} s; to keep them, run {following}")
     return source, spectrograms, n_bad
+
+
+def load_earlier(weights, settings):
+    """Load the Training of earlier weights. Raises UserError unless they take these features."""
+    import models
+    earlier = models.load_training(weights)
+    if earlier.features != settings:
+        raise UserError(f"--weights {weights}: expected spectrograms made with {earlier.features}, "
+                        f"found {settings}; preprocess with the settings of the weights")
+    return earlier
 
 
 def note_other_sounds(source, samples):
@@ -112,37 +120,39 @@ class Groups(NamedTuple):
     """The sounds that stay together in one subset of a split."""
 
     of: dict  # from each sound to the key of its group
-    contents: dict  # from each sound to the hash of its spectrogram
-    sets: DisjointSet  # of the sounds, those of an earlier training, and what joins them
+    seen: set  # keys of the groups that hold a sound which earlier weights used
+    learned: set  # keys of those that hold a sound which they learned from
 
 
-def group_sounds(source, spectrograms, pattern=None, earlier=None):
+def group_sounds(contents, spectrograms, copies, pattern=None, earlier=None):
     """Group the sounds that must stay together, for whatever reason.
 
     A sound stays with its copies, its other formats, those that hold the same recording, and those
-    whose paths share the part that `pattern` matches. earlier: info of an earlier training, whose
-    sounds may join them. Returns Groups.
+    whose paths share the part that `pattern` matches. contents: dict from each sound to the hash of
+    its spectrogram. copies: dict from each copy to its source. earlier: the Training of earlier
+    weights, whose sounds may join these. Returns Groups.
     """
-    contents = {name: utils.hash_content(s) for name, s in spectrograms.items()}
-    used = list_used(earlier)[1] if earlier else []
+    learned, seen = list_used(earlier) if earlier else ([], [])
     sets = DisjointSet()
+    group = {}
 
     def join(*members):
         for member in members:
             sets.add(member)
         sets.merge(*members)
 
-    group = {}
-    for name, content in [*contents.items(), *used]:
-        group[name] = utils.find_group(source.copies.get(name, name), pattern)
+    for name, content in [*contents.items(), *seen]:
+        group[name] = utils.find_group(copies.get(name, name), pattern)
         join(name, ("group", group[name]))
         join(name, ("content", content))
-    for pair in find_twins(contents, spectrograms, source.copies):
+    for pair in find_twins(contents, spectrograms, copies):
         join(*(("content", content) for content in pair))
     keys = {}
-    for name in sorted(contents):
+    for name in sorted(group, key=lambda name: (name not in contents, name)):
         keys.setdefault(sets[name], group[name])
-    return Groups({name: keys[sets[name]] for name in contents}, contents, sets)
+    return Groups({name: keys[sets[name]] for name in contents},
+                  {keys[sets[name]] for name, _ in seen},
+                  {keys[sets[name]] for name, _ in learned})
 
 
 def find_twins(contents, spectrograms, copies):
@@ -183,7 +193,7 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
     group: dict from each sound to its group, which stays in one subset. copies: dict from each copy
     to its source. test: regular expression; the groups of the sounds whose name it matches are the
     test sounds instead. held_out: set of the test sounds and their copies, instead of `test`.
-    Returns a dict of sorted lists, "train", "validation" and "test". Copies of validation and test
+    Returns three sorted lists: training, validation and test sounds. Copies of validation and test
     sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves a class
     without sounds to train on.
     """
@@ -196,21 +206,21 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
                         "recording or are one group; add other recordings")
     rest = {name: group[name] for name in group if name not in held_out}
     validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
-    return {"train": sorted(set(rest) - validation), "validation": originals(validation, copies),
-            "test": originals(held_out, copies)}
+    train = sorted(set(rest) - validation)
+    return train, originals(validation, copies), originals(held_out, copies)
 
 
-def split_folds(group, args, copies):
-    """Split sounds into the folds of --folds or --folds-by, for cross-validation.
+def split_folds(group, copies, seed, n_folds=None, pattern=None):
+    """Split sounds into n_folds folds, or those that `pattern` names, for cross-validation.
 
     Returns a list of sets of names. Groups and copies stay whole. Raises UserError.
     """
-    if args.folds_by:
-        folds = match_folds(group, args.folds_by, copies)
-        flag = f"--folds-by {args.folds_by.pattern}"
+    if pattern:
+        folds = match_folds(group, pattern, copies)
+        flag = f"--folds-by {pattern.pattern}"
     else:
-        folds = draw_folds(group, args.folds, args.seed, copies)
-        flag = f"--folds {args.folds}"
+        folds = draw_folds(group, n_folds, seed, copies)
+        flag = f"--folds {n_folds}"
     classes = set(map(class_of, group))
     for fold in folds:
         if bare := classes.difference(class_of(name) for name in group if name not in fold):
@@ -386,325 +396,272 @@ def count_groups(names, pattern, group):
     return n_values
 
 
-def list_used(info):
-    """List the sounds that a training and the earlier ones used, as (name, hash) pairs.
+def list_used(training):
+    """List the sounds that a training run and the earlier ones used, as sorted [name, hash] pairs.
 
     Returns those that it learned from, and those that it learned from or validated on.
     """
-    contents = info["contents"]
-    learned = {*map(tuple, info["learned"]), *((name, contents[name]) for name in info["train"])}
-    seen = {*map(tuple, info["seen"]), *((name, contents[name]) for name in info["validation"])}
-    return sorted(learned), sorted(seen | learned)
+    split = training.split
+    learned = {*map(tuple, split.learned), *((name, split.contents[name]) for name in split.train)}
+    validated = {(name, split.contents[name]) for name in split.validation}
+    seen = learned | validated | set(map(tuple, split.seen))
+    return list(map(list, sorted(learned))), list(map(list, sorted(seen)))
 
 
-def leave_out_seen(split, earlier, sets):
-    """Keep sounds that an earlier training used out of the validation and test subsets.
+def leave_out_seen(train, validation, test, groups):
+    """Keep sounds that earlier weights used out of the validation and test subsets.
 
-    A sound that stays together with one that it used is not tested. If it learned from that one,
-    the sound is not used for validation either, but trained on. sets: of Groups. Returns the split,
-    with the "seen" and "learned" sounds.
+    A sound that stays together with one that they used is not tested. If they learned from that
+    one, the sound is not used for validation either, but trained on. Returns the three lists.
     """
-    learned, seen = list_used(earlier)
-    seen_sets = {sets[name] for name, _ in seen}
-    learned_sets = {sets[name] for name, _ in learned}
-    test = [name for name in split["test"] if sets[name] not in seen_sets]
-    validation = [name for name in split["validation"] if sets[name] not in learned_sets]
-    n_test = len(split["test"]) - len(test)
-    n_validation = len(split["validation"]) - len(validation)
-    if n_test:
-        say(f"{n_test} of {len(split['test'])} test sounds are left out: the earlier training "
-            "used them, or sounds that they stay with")
-    if n_validation:
-        say(f"{n_validation} of {len(split['validation'])} validation sounds become training "
-            "sounds: the earlier training learned from them, or from sounds that they stay with")
-    train = sorted({*split["train"], *split["validation"]} - set(validation))
-    return {"train": train, "validation": validation, "test": test, "seen": seen,
-            "learned": learned}
+    unseen = [name for name in test if groups.of[name] not in groups.seen]
+    unlearned = [name for name in validation if groups.of[name] not in groups.learned]
+    if n_test := len(test) - len(unseen):
+        say(f"{n_test} of {len(test)} test sounds are left out: the earlier training used them, or "
+            "sounds that they stay with")
+    if n_validation := len(validation) - len(unlearned):
+        say(f"{n_validation} of {len(validation)} validation sounds become training sounds: the "
+            "earlier training learned from them, or from sounds that they stay with")
+    return sorted({*train, *validation} - set(unlearned)), unlearned, unseen
 
 
-def choose_subsets(groups, copies, args, earlier=None, held_out=None):
-    """Split the sounds as the flags say, and print what is left out.
+def choose_split(groups, contents, copies, seed, test=None, held_out=None, earlier=None):
+    """Split the sounds, and print what is left out. Returns a Split.
 
-    earlier: info of the training that this one starts from. held_out: the test sounds of a fold.
-    Returns a dict with "train", "validation", "test", "unused", "seen" and "learned", the groups
-    of the test sounds, and the hashes of all spectrograms.
+    test, held_out: as in split_sounds. earlier: the Training of earlier weights.
     """
-    split = split_sounds(groups.of, copies, args.seed, args.test, held_out)
-    n_unused = len(groups.of) - sum(len(some) for some in split.values())
-    if n_unused:
+    train, validation, tested = split_sounds(groups.of, copies, seed, test, held_out)
+    if n_unused := len(groups.of) - len(train) - len(validation) - len(tested):
         say(f"{n_unused} copies of validation and test sounds stay unused")
-    split |= {"seen": [], "learned": []}
+    learned, seen = [], []
     if earlier:
-        split = leave_out_seen(split, earlier, groups.sets)
-    used = {name for subset in SUBSETS for name in split[subset]}
-    return split | {"unused": sorted(set(groups.of) - used), "contents": groups.contents,
-                    "test_groups": [groups.of[name] for name in split["test"]]}
+        train, validation, tested = leave_out_seen(train, validation, tested, groups)
+        learned, seen = list_used(earlier)
+        if held_out and not tested:
+            raise UserError("a fold has no test sounds left, for --weights was trained on them; "
+                            "use other folds, or leave out --weights")
+    unused = sorted(set(groups.of) - {*train, *validation, *tested})
+    return Split(train, validation, tested, unused, [groups.of[name] for name in tested], contents,
+                 seen, learned)
 
 
-def note_groups(groups, args, copies):
-    """Print how many groups --groups makes, or suggest a --groups if none is given."""
-    if args.groups:
-        check_groups(groups.of, args.groups, copies)
-    elif not (args.test or args.folds_by):
-        sounds = originals(groups.of, copies)
-        pattern = suggest_groups(sounds, groups.of)
-        if pattern:
-            part = re.match(pattern, sounds[0].split("/", 1)[1])
-            example = f", such as {part[1]}" if part else ""
-            flag = shlex.join(["--fresh", "--groups", pattern])
-            say(f"File names share parts{example}. If each is a speaker, kit or recording, this "
-                f"split is too easy; {flag} keeps each in one subset")
+def note_suggested_groups(group, copies):
+    """Print a --groups that the names of the sounds suggest, if there is one."""
+    sounds = originals(group, copies)
+    pattern = suggest_groups(sounds, group)
+    if pattern:
+        part = re.match(pattern, sounds[0].split("/", 1)[1])
+        example = f", such as {part[1]}" if part else ""
+        flag = shlex.join(["--fresh", "--groups", pattern])
+        say(f"File names share parts{example}. If each is a speaker, kit or recording, this split "
+            f"is too easy; {flag} keeps each in one subset")
 
 
 # ---------------------------------------------------------------- continue, or start again
 
-def checkpoint_path(weights):
-    """The path of the checkpoint of an unfinished training, beside its weights."""
-    return weights.with_name(f"{weights.stem}.unfinished.keras")
+class Places(NamedTuple):
+    """Where a training run writes."""
+
+    save: Path  # the weights
+    results: Path  # a folder
+    tensorboard: Path | None  # a folder
+
+    @property
+    def checkpoint(self):
+        """The weights of an unfinished training run."""
+        return self.save.with_name(f"{self.save.stem}.unfinished.keras")
+
+    def of_fold(self, k):
+        """The Places of fold k."""
+        return Places(utils.fold_path(self.save, k), self.results / f"fold{k}",
+                      self.tensorboard and self.tensorboard / f"fold{k}")
 
 
-def load_checkpoint(path, info):
-    """The network and the info of a stopped training. Raises UserError for another training."""
-    import models
-    network, earlier = models.load_network(path, compile=True)
-    check_same_training(path, earlier, info)
-    say(f"Continues after epoch {len(earlier['history'])} of a training run that was stopped")
-    return network, earlier
+def list_folds(places):
+    """List the weights and checkpoints of all folds of an earlier cross-validation."""
+    folds = [places.of_fold(k) for k in range(1, MAX_FOLDS + 1)]
+    paths = [path for fold in folds for path in (fold.save, fold.checkpoint)]
+    return [path for path in paths if path.exists()]
 
 
-def check_same_training(path, earlier, info):
-    """Raise UserError unless the training saved in `path` is the one that `info` describes."""
-    if changes := describe_changes(earlier, info):
-        raise UserError(f"{path}: {changes}; use --fresh to train again, or another --save and "
-                        "--results to keep both")
-
-
-def describe_changes(earlier, info):
+def describe_changes(earlier, training):
     """Describe in words how two training runs differ; "" if they do not."""
-    old = earlier["contents"]
-    new = info["contents"]
+    old = earlier.split.contents
+    new = training.split.contents
     n_added = len(new.keys() - old.keys())
     n_removed = len(old.keys() - new.keys())
     n_changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
-    if earlier["features"] != info["features"]:
+    if earlier.features != training.features:
         n_changed = 0  # other features make other spectrograms of the same sounds
     if n_added or n_removed or n_changed:
         return (f"{n_added} sounds were added, {n_removed} removed and {n_changed} changed since "
                 "training")
-    before = {**earlier, **earlier["features"], **earlier["hyperparameters"]}
-    now = {**info, **info["features"], **info["hyperparameters"]}
-    has_other_split = any(earlier[subset] != info[subset] for subset in SUBSETS)
+    before = earlier.settings()
+    now = training.settings()
+    has_other_split = any(getattr(earlier.split, subset) != getattr(training.split, subset)
+                          for subset in SUBSETS)
     if has_other_split:
         now.pop("epochs")  # their number follows from that of the sounds
     texts = []
     for key, value in now.items():
-        if isinstance(value, (int, float)) and value != before.get(key):
-            texts.append(f"{key} ({before.get(key)}, now {value})")
-        elif not isinstance(value, (dict, list)) and value != before.get(key):
+        if isinstance(value, (int, float)) and value != before[key]:
+            texts.append(f"{key} ({before[key]}, now {value})")
+        elif value != before[key]:
             texts.append(key)
     if not texts and has_other_split:
         texts.append("split")
     return f"differs from this training in {', '.join(texts)}" if texts else ""
 
 
-def list_folds(save):
-    """List the weights and checkpoints of all folds of an earlier cross-validation."""
-    weights = [utils.fold_path(save, k) for k in range(1, MAX_FOLDS + 1)]
-    paths = weights + [checkpoint_path(path) for path in weights]
-    return [path for path in paths if path.exists()]
-
-
 # ---------------------------------------------------------------- build
 
-def prepare_network(spectrograms, info, args):
-    """The network to train: continued, grown from --weights, or new. Returns it with its info."""
-    import models
-    path = checkpoint_path(args.save)
-    if path.exists() and not args.fresh:
-        return load_checkpoint(path, info)
-    network = build_or_extend(spectrograms, info, args.weights)
-    n_steps = info["epochs"] * models.count_steps(
-        len(info["train"]), info["hyperparameters"]["batch_size"])
-    models.compile_network(network, info["network"], info["hyperparameters"], n_steps)
-    return network, info | {"n_frames": network.input_shape[-1], "history": [], "temperature": 1.0}
+def build_network(spectrograms, training, weights=None):
+    """Build the network to train, and compile it. Raises UserError.
 
-
-def build_or_extend(spectrograms, info, weights):
-    """A new network, or that of the file `weights`, for the classes of info. Raises UserError."""
+    weights: path of earlier weights, whose network it then is.
+    """
     import models
     if weights is None:
-        n_frames = models.choose_n_frames(spectrograms[name] for name in info["train"])
-        sounds = (spectrograms[name] for name in info["train"])
-        return models.build_network(info["network"], info["hyperparameters"], sounds,
-                                    len(info["classes"]), n_frames)
-    network, earlier = models.load_network(weights)
-    if earlier["features"] != info["features"]:
-        raise UserError(f"--weights {weights}: expected spectrograms made with "
-                        f"{earlier['features']}, found {info['features']}; preprocess with the "
-                        "settings of the weights")
-    if earlier["classes"] == info["classes"]:
-        say(f"Starts from {weights}, which has the same classes")
-        return network
-    say(f"Starts from {weights}; the last layer is new for these {len(info['classes'])} classes")
-    return models.extend_network(network, len(info["classes"]))
+        sounds = (spectrograms[name] for name in training.split.train)
+        network = models.build_network(training.network, training.hyperparameters, sounds,
+                                       len(training.classes), training.n_frames)
+    else:
+        network, earlier = models.load_network(weights)
+        if earlier.classes == training.classes:
+            say(f"Starts from {weights}, which has the same classes")
+        else:
+            n = len(training.classes)
+            say(f"Starts from {weights}; the last layer is new for these {n} classes")
+            network = models.extend_network(network, n)
+    models.compile_network(network, training)
+    return network
 
 
-def print_training(info, network, device):
+def print_training(training, network, device):
     """Print the sounds of each class in each subset, the network and the hyperparameters."""
-    counts = {subset: Counter(class_of(name) for name in info[subset]) for subset in SUBSETS}
-    width = max(len(name) for name in ("Class", *info["classes"]))
+    counts = [Counter(map(class_of, getattr(training.split, subset))) for subset in SUBSETS]
+    width = max(len(name) for name in ("Class", *training.classes))
     say(f"{'Class':{width}}" + "".join(f"{subset:>12}" for subset in SUBSETS))
-    for name in info["classes"][:MAX_LINES]:
-        say(f"{name:{width}}" + "".join(f"{counts[subset][name]:>12}" for subset in SUBSETS))
-    if len(info["classes"]) > MAX_LINES:
+    for name in training.classes[:MAX_LINES]:
+        say(f"{name:{width}}" + "".join(f"{of_class[name]:>12}" for of_class in counts))
+    if len(training.classes) > MAX_LINES:
         say("...")
-    say(f"{'all':{width}}" + "".join(f"{counts[subset].total():>12}" for subset in SUBSETS))
-    note_empty_subsets(info, counts)
-    seconds = info["n_frames"] * info["features"]["hop_length"] / info["features"]["sample_rate"]
-    say(f"Network: {info['network']}, {network.count_params()} weights, window "
-        f"{info['n_frames']} frames ({seconds:.2f} s), {device}")
-    values = info["hyperparameters"] | {"epochs": info["epochs"]}
-    say("Hyperparameters: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-
-
-def note_empty_subsets(info, counts):
-    """Print which subsets, or classes in them, have no sound, and what follows from it."""
-    if not info["validation"]:
+    say(f"{'all':{width}}" + "".join(f"{of_class.total():>12}" for of_class in counts))
+    if not training.split.validation:
         say("No validation sounds: probabilities are not calibrated")
-    if not info["test"]:
+    if not training.split.test:
         say("No test sounds: evaluation needs another folder, --data")
-    for subset in SUBSETS:
-        bare = [name for name in info["classes"] if not counts[subset][name]]
-        if bare and info[subset]:
-            is_chosen = info["fold"] or info["weights"] or (subset == "test" and info.get("--test"))
+    for subset, of_class in zip(SUBSETS, counts):
+        bare = [name for name in training.classes if not of_class[name]]
+        if bare and of_class:
+            is_chosen = (training.fold or training.weights
+                         or (subset == "test" and "--test" in training.flags))
             remedy = "" if is_chosen else "; another --seed splits differently"
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
+    seconds = training.n_frames * training.features.hop_length / training.features.sample_rate
+    say(f"Network: {training.network}, {network.count_params()} weights, window "
+        f"{training.n_frames} frames ({seconds:.2f} s), {device}")
+    values = dataclasses.asdict(training.hyperparameters) | {"epochs": training.epochs}
+    say("Hyperparameters: " + ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
 # ---------------------------------------------------------------- fit
 
-def train_network(spectrograms, info, args):
-    """Train on info["train"], and save the network with all that is needed to use it.
+def train_network(training, spectrograms, places, weights=None, n_devices=1):
+    """Train a network, and save it with all that is needed to use it.
 
-    Continues a stopped training run that has the same info. Raises UserError.
+    Continues a stopped run of the same training. weights: path of earlier weights to start from.
+    Raises UserError.
     """
     import models
     began = time.monotonic()
-    scope = models.choose_devices(args.devices, info["hyperparameters"]["batch_size"])
-    models.use_seed(info["seed"])
-    for folder in {args.save.parent, args.results}:
-        utils.make_writable(folder)
-        utils.remove_temporary(folder)
-    with (scope, utils.claim_file(args.save), utils.claim_file(args.results / LOG)):
-        network, info = prepare_network(spectrograms, info, args)
-        batches = models.Batches(spectrograms, info, models.band_means(network))
-        print_training(info, network, models.describe_device(network))
-        fit_network(network, batches, spectrograms, info, args)
-        finish_training(network, info, args)
-    say(f"Training took {time.monotonic() - began:.0f} s")
+    scope = models.choose_devices(n_devices, training.hyperparameters.batch_size)
+    models.use_seed(training.seed)
+    with scope, utils.claim_file(places.save), utils.claim_file(places.results / LOG):
+        for folder in {places.save.parent, places.results}:
+            utils.remove_temporary(folder)
+        if places.checkpoint.exists():
+            network, earlier = models.load_network(places.checkpoint, compile=True)
+            check_same_training(places.checkpoint, earlier, training)
+            training = earlier
+            say(f"Continues after epoch {len(training.history)} of a training run that was stopped")
+        else:
+            network = build_network(spectrograms, training, weights)
+        print_training(training, network, models.describe_device(network))
+        fit_network(network, training, spectrograms, places)
+        plot_curves(places.results / CURVES, training.history)
+        models.save_network(network, training, places.save)
+        places.checkpoint.unlink(missing_ok=True)
+    say(f"{places.save}: {format_scores(training.history[-1])}",
+        f"Training took {time.monotonic() - began:.0f} s")
 
 
-def fit_network(network, batches, spectrograms, info, args):
-    """Call network.fit. After each epoch, validate and save a checkpoint."""
+def check_same_training(path, earlier, training):
+    """Raise UserError unless the Training saved in `path` is the one that is asked for."""
+    if changes := describe_changes(earlier, training):
+        raise UserError(f"{path}: {changes}; use --fresh to train again, or another --save and "
+                        "--results to keep both")
+
+
+def fit_network(network, training, spectrograms, places):
+    """Train the epochs that are left. After each, validate and save a checkpoint."""
     import keras
 
     import models
-    began = time.perf_counter()  # of the epoch
-
-    def begin_epoch(epoch, logs):
-        nonlocal began
-        began = time.perf_counter()
-        batches.start_epoch(epoch)
-        models.seed_dropout(network, info["seed"], epoch)
-
-    def end_epoch(epoch, logs):
-        seconds = time.perf_counter() - began
-        logs.update(validate_network(network, spectrograms, info))
-        add_epoch(network, batches, info, logs, seconds)
-        save_checkpoint(network, info, args)
-
-    n_done = len(info["history"])
-    n_left = (info["epochs"] - n_done) * len(batches)
+    batches = models.Batches(spectrograms, training, models.band_means(network))
+    n_steps = training.n_steps
+    n_done = len(training.history)
+    n_left = (training.epochs - n_done) * n_steps
     with utils.progress_bar("Training", n_left, transient=True) as move_bar:
-        def end_batch(batch, logs):
-            n_epochs = len(info["history"]) - n_done
-            move_bar(n_epochs * len(batches) + batch + 1, f"epoch {n_done + n_epochs + 1}")
-
-        callbacks = [keras.callbacks.LambdaCallback(
-            on_epoch_begin=begin_epoch, on_epoch_end=end_epoch, on_train_batch_end=end_batch)]
-        if args.tensorboard:
-            callbacks.append(keras.callbacks.TensorBoard(args.tensorboard, write_graph=False))
-        network.fit(batches, initial_epoch=n_done, epochs=info["epochs"], verbose=0,
-                    shuffle=False, callbacks=callbacks)
-
-
-def validate_network(network, spectrograms, info):
-    """Score whole validation sounds, and calibrate by them.
-
-    Returns the loss, accuracy, temperature and thresholds, or {} if there are no such sounds.
-    """
-    import models
-    if not info["validation"]:
-        return {}
-    sounds = ((name, spectrograms[name]) for name in info["validation"])
-    probabilities = np.stack([row for _, row in models.predict_sounds(network, sounds)])
-    labels = models.one_hot(info["validation"], info["classes"])  # (n_sounds, n_classes)
-    y = labels.argmax(axis=1)
-    losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
-    is_right = probabilities.argmax(axis=1) == y
-    temperature = models.fit_temperature(labels, probabilities)
-    calibrated = models.apply_temperature(probabilities, temperature)
-    scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
-              "temperature": temperature}
-    for percent in models.TARGETS:
-        threshold = models.choose_threshold(y, calibrated, percent / 100)
-        if threshold is not None:
-            scores[f"threshold_{percent}"] = threshold
-    return scores
+        callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: move_bar(
+            (len(training.history) - n_done) * n_steps + step + 1,
+            f"epoch {len(training.history) + 1}"))]
+        if places.tensorboard:
+            callbacks.append(keras.callbacks.TensorBoard(places.tensorboard, write_graph=False))
+        for epoch in range(n_done, training.epochs):
+            began = time.perf_counter()
+            batches.start_epoch(epoch)
+            models.seed_dropout(network, training.seed, epoch)
+            fitted = network.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
+                                 shuffle=False, callbacks=callbacks)
+            scores = {key: values[-1] for key, values in fitted.history.items()}
+            seconds = time.perf_counter() - began
+            scores |= models.validate_network(network, spectrograms, training)
+            add_epoch(training, scores, float(network.optimizer.learning_rate), seconds)
+            save_checkpoint(network, training, places)
 
 
-def add_epoch(network, batches, info, logs, seconds):
-    """Add an epoch to info["history"]. Raises UserError for a loss that is not finite."""
-    if not np.isfinite([logs["loss"], logs.get("val_loss", 0)]).all():
+def add_epoch(training, scores, learning_rate, seconds):
+    """Add an epoch to the history. Raises UserError for a loss that is not finite."""
+    if not np.isfinite([scores["loss"], scores.get("val_loss", 0)]).all():
         raise UserError("the loss is not finite; lower --learning-rate")
-    n_windows = len(batches) * info["hyperparameters"]["batch_size"]
-    scores = {key: float(value) for key, value in logs.items()}
-    info["history"].append({
-        "epoch": len(info["history"]) + 1, **scores,
-        "learning_rate": float(network.optimizer.learning_rate),
+    n_windows = training.n_steps * training.hyperparameters.batch_size
+    training.history.append({
+        "epoch": len(training.history) + 1,
+        **{key: float(value) for key, value in scores.items()}, "learning_rate": learning_rate,
         "seconds": seconds, "windows_per_second": n_windows / seconds})
-    info["temperature"] = logs.get("temperature", 1.0)
 
 
-def save_checkpoint(network, info, args):
-    """Save an unfinished training, its log and its curves, and print its last epoch."""
+def save_checkpoint(network, training, places):
+    """Save an unfinished training run, its log and its curves, and print its last epoch."""
     import models
-    history = info["history"]
+    history = training.history
     row = history[-1]
-    models.save_network(network, info, checkpoint_path(args.save))
+    models.save_network(network, training, places.checkpoint)
     columns = list(dict.fromkeys(key for r in history for key in r))  # some have no threshold
-    utils.save_csv(args.results / LOG, [columns, *([r.get(key) for key in columns]
-                                                   for r in history)])
-    left = (info["epochs"] - len(history)) * np.mean([r["seconds"] for r in history])
+    utils.save_csv(places.results / LOG,
+                   [columns, *([r.get(key) for key in columns] for r in history)])
+    left = (training.epochs - len(history)) * np.mean([r["seconds"] for r in history])
     say(f"epoch {row['epoch']:4}  {format_scores(row)}  {row['windows_per_second']:.0f} "
         f"windows/s  {utils.format_clock(left)} left")
     if len(history) % 5 == 1 or row["seconds"] > 10:  # drawing takes half a second
-        plot_curves(args.results / CURVES, history)
+        plot_curves(places.results / CURVES, history)
 
 
 def format_scores(row):
     """The loss and accuracy of an epoch as text."""
     keys = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
     return "  ".join(f"{key.replace('val_', 'validation ')} {row[key]:.4f}" for key in keys)
-
-
-def finish_training(network, info, args):
-    """Draw the curves, save the weights, and remove the checkpoint."""
-    import models
-    plot_curves(args.results / CURVES, info["history"])
-    models.save_network(network, info, args.save)
-    checkpoint_path(args.save).unlink(missing_ok=True)
-    say(f"{args.save}: {format_scores(info['history'][-1])}")
 
 
 def plot_curves(path, history):
@@ -726,7 +683,7 @@ def plot_curves(path, history):
 # ---------------------------------------------------------------- the command
 
 def parse_args():
-    """Read the command line."""
+    """Read the command line. Ends with one line where flags contradict one another."""
     parser = utils.Parser(__doc__, places=("samples", "preproc", "results"))
     add = parser.add_argument
     count = utils.number(int, 1)
@@ -747,137 +704,39 @@ def parse_args():
         "in one subset")
     add("--seed", type=utils.number(int, 0), default=0, metavar="N",
         help="seed of the split, the initial weights and the order of sounds (default: 0)")
-    add("--memory", type=utils.number(float, 1e-6), metavar="GB",
-        help="memory-map the spectrograms if they need more than this (default: half of the "
-        "machine's memory)")
     add("--devices", type=count, default=1, metavar="N",
         help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)")
     add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
-    add_hyperparameters(parser.add_argument_group(
+    group = parser.add_argument_group(
         "hyperparameters", "The first three quarters of the epochs use --mixup, --masks, --warp "
-        "and --eq."), count)
+        "and --eq.")
+    group.add_argument("--network", choices=("default", "original"), default="default",
+                       help="original: the network of 2017")
+    group.add_argument("--epochs", type=count, metavar="N",
+                       help="number of epochs (default: depends on the number of sounds)")
+    for field in dataclasses.fields(Hyperparameters):
+        original = field.metadata["original"]
+        kind = {"choices": (field.default, original)}
+        if field.type is not str:
+            kind = {"type": utils.number(field.type, field.metadata["low"], field.metadata["high"]),
+                    "metavar": "N" if field.type is int else "X"}
+        group.add_argument(f"--{field.name.replace('_', '-')}", **kind, help=
+                           f"{field.metadata['help']} (default: {field.default}; original: "
+                           f"{original})")
     args = parser.parse_args()
-    check_args(parser, args)
-    return args
-
-
-def add_hyperparameters(group, count):
-    """Add the flags that change models.HYPERPARAMETERS."""
-    add = group.add_argument
-    add("--network", choices=("default", "original"), default="default",
-        help="original: the network of 2017")
-    add("--epochs", type=count, metavar="N",
-        help="number of epochs (default: depends on the number of sounds)")
-    add("--layers", type=utils.number(int, 1, high=11), metavar="N",
-        help="blocks of the network (default: 3; original: 4)")
-    add("--filters", type=count, metavar="N",
-        help="filters of the first block (default: 16; original: 32)")
-    add("--batch-size", type=count, metavar="N",
-        help="windows in a step (default: 32; original: 128)")
-    add("--learning-rate", type=utils.number(float, 1e-9, high=float("inf")), metavar="RATE",
-        help="peak learning rate (default: 0.002; original: 1)")
-    add("--mixup", type=utils.number(float, 0), metavar="ALPHA",
-        help="strength of mixup; 0 turns it off (default: 0.3; original: 0)")
-    add("--masks", type=utils.number(int, 0, high=100), metavar="N",
-        help="masks on bands, and masks on times, in each window (default: 2; original: 0)")
-    add("--shift", type=utils.number(float, 0, high=1), metavar="SHARE",
-        help="shift windows by up to this share of their length (default: 0.1; original: 0)")
-    add("--warp", type=utils.number(float, 0, high=1), metavar="SHARE",
-        help="change speed and pitch by up to this share (default: 0.1; original: 0)")
-    add("--eq", type=utils.number(float, 0, high=100), metavar="DB",
-        help="change the level of windows by up to DB, and ranges of bands by up to DB more "
-        "(default: 10; original: 0)")
-    add("--class-weights", choices=("balanced", "none"),
-        help="balanced: rare classes count as much as frequent ones (default; original: none)")
-
-
-def check_args(parser, args):
-    """End with one line where flags contradict one another."""
     if sum(map(bool, (args.test, args.folds, args.folds_by))) > 1:
         parser.error("--test, --folds and --folds-by exclude each other; use one of them")
     if args.save.suffix != ".keras":
         parser.error(f"--save {args.save}: use a name that ends in .keras")
-    written = [args.save, checkpoint_path(args.save)]
-    if args.folds or args.folds_by:
-        written = list_folds(args.save)
+    places = Places(args.save, args.results, args.tensorboard)
+    written = list_folds(places) if args.folds or args.folds_by else [args.save, places.checkpoint]
     if args.weights and args.weights.resolve() in [path.resolve() for path in written]:
         parser.error(f"--weights {args.weights}: would be replaced; name another file with --save")
     if args.weights and (args.network != "default" or args.layers or args.filters):
         parser.error("--weights: brings its own network; leave out --network, --layers, --filters")
     if args.tensorboard and not find_spec("tensorboard"):
         parser.error("--tensorboard: the package is missing: pip install tensorboard")
-
-
-def make_info(args, source, subsets, earlier=None, fold=None):
-    """The info of a training run: all that determines it, and all that use of the network needs."""
-    import models
-    network = earlier["network"] if earlier else args.network
-    hyperparameters = dict(models.HYPERPARAMETERS[network])
-    if earlier:
-        hyperparameters |= earlier["hyperparameters"]
-    for key in hyperparameters:
-        if getattr(args, key, None) is not None:  # smoothing has no flag
-            hyperparameters[key] = getattr(args, key)
-    weights = hashlib.sha256(args.weights.read_bytes()).hexdigest() if args.weights else None
-    batch_size = hyperparameters["batch_size"]
-    return {"network": network, "seed": args.seed, "classes": source.classes,
-            "features": dataclasses.asdict(source.settings), "hyperparameters": hyperparameters,
-            "epochs": args.epochs or models.choose_epochs(len(subsets["train"]), batch_size),
-            "weights": weights, "--groups": args.groups and args.groups.pattern,
-            "--test": args.test and args.test.pattern, "--folds": args.folds,
-            "--folds-by": args.folds_by and args.folds_by.pattern, "fold": fold, **subsets}
-
-
-def train_split(source, spectrograms, subsets, args, earlier=None, fold=None):
-    """Train and save a network, unless that is done.
-
-    subsets: from choose_subsets. earlier: info of the training that this one starts from.
-    fold: in cross-validation, its number and the number of folds.
-    """
-    import models  # it loads Keras, which takes seconds: mistakes are found before
-    info = make_info(args, source, subsets, earlier, fold)
-    if args.save.exists() and not args.fresh and not checkpoint_path(args.save).exists():
-        check_same_training(args.save, models.load_info(args.save), info)
-        say(f"{args.save}: training on these sounds is finished; --fresh trains again")
-    else:
-        with models.explain_errors(info["hyperparameters"]["batch_size"]):
-            train_network(spectrograms, info, args)
-
-
-def train_folds(source, spectrograms, groups, args, earlier):
-    """Train a network for each fold. Its files have the number of the fold in their names."""
-    folds = choose_folds(groups, source.copies, args, earlier)
-    utils.make_writable(args.save.parent)
-    with utils.claim_file(args.save):
-        train_each_fold(source, spectrograms, folds, args, earlier)
-
-
-def train_each_fold(source, spectrograms, folds, args, earlier):
-    """Train the networks of train_folds, one after the other."""
-    import models
-    if args.fresh:  # all at once: after a stop, the same command without --fresh continues
-        for path in list_folds(args.save):
-            path.unlink()
-    for k, subsets in enumerate(folds, 1):
-        say("", f"Fold {k} of {len(folds)}")
-        of_fold = copy.copy(args)
-        of_fold.fresh = False
-        of_fold.save = utils.fold_path(args.save, k)
-        of_fold.results = args.results / f"fold{k}"
-        of_fold.tensorboard = args.tensorboard and args.tensorboard / f"fold{k}"
-        train_split(source, spectrograms, subsets, of_fold, earlier, [k, len(folds)])
-        models.keras.utils.clear_session()  # frees the network
-
-
-def choose_folds(groups, copies, args, earlier):
-    """Choose the subsets of all folds. Raises UserError if one has no test sounds."""
-    folds = []
-    for k, held_out in enumerate(split_folds(groups.of, args, copies), 1):
-        folds.append(choose_subsets(groups, copies, args, earlier, held_out))
-        if not folds[-1]["test"]:
-            raise UserError(f"fold {k}: has no test sounds, for --weights was trained on them; use "
-                            "other folds, or leave out --weights")
-    return folds
+    return args
 
 
 def main():
@@ -886,22 +745,60 @@ def main():
     utils.check_outside("--results", args.results, args.samples)
     if args.weights:
         utils.check_weights_path(args.weights)
-    source, spectrograms, n_bad = load_training_set(args)
-    earlier = None
-    if args.weights:
-        import models
-        earlier = models.load_info(args.weights)
-    groups = group_sounds(source, spectrograms, args.groups, earlier)
-    note_groups(groups, args, source.copies)
-    flags = []
-    if args.folds or args.folds_by:
-        train_folds(source, spectrograms, groups, args, earlier)
-        flags = ["--folds"]
+    source, spectrograms, n_bad = load_training_set(args.samples, args.preproc)
+    copies = source.copies
+    earlier = load_earlier(args.weights, source.settings) if args.weights else None
+
+    # Split the sounds, in groups of those that must stay together: once, or for each fold.
+    contents = {name: utils.hash_content(s) for name, s in spectrograms.items()}
+    groups = group_sounds(contents, spectrograms, copies, args.groups, earlier)
+    if args.groups:
+        check_groups(groups.of, args.groups, copies)
+    elif not (args.test or args.folds_by):
+        note_suggested_groups(groups.of, copies)
+    if has_folds := bool(args.folds or args.folds_by):
+        folds = split_folds(groups.of, copies, args.seed, args.folds, args.folds_by)
     else:
-        subsets = choose_subsets(groups, source.copies, args, earlier)
-        train_split(source, spectrograms, subsets, args, earlier)
-    utils.say_next("eval_network.py", *flags, samples=args.samples, preproc=args.preproc,
-                   results=args.results, weights=args.save)
+        folds = [None]
+    splits = [choose_split(groups, contents, copies, args.seed, args.test, fold, earlier)
+              for fold in folds]
+
+    # Train a network for each split.
+    import models  # it loads Keras, which takes seconds: mistakes are found before
+    network = earlier.network if earlier else args.network
+    defaults = earlier.hyperparameters if earlier else Hyperparameters.of_network(network)
+    given = {name: value for name, value in vars(args).items()
+             if hasattr(defaults, name) and value is not None}
+    hyperparameters = dataclasses.replace(defaults, **given)
+    patterns = {"--groups": args.groups, "--test": args.test, "--folds": args.folds,
+                "--folds-by": args.folds_by}
+    flags = {flag: getattr(value, "pattern", value) for flag, value in patterns.items() if value}
+    weights_hash = args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest()
+    places = Places(args.save, args.results, args.tensorboard)
+    with utils.claim_file(args.save) if has_folds else contextlib.nullcontext():
+        if args.fresh:  # all at once: after a stop, the same command without --fresh continues
+            for path in list_folds(places) if has_folds else [places.checkpoint]:
+                path.unlink(missing_ok=True)
+        for k, split in enumerate(splits, 1):
+            n_frames = earlier.n_frames if earlier else models.choose_n_frames(
+                spectrograms[name] for name in split.train)
+            training = models.Training(
+                source.classes, source.settings, network, hyperparameters, n_frames, args.seed,
+                args.epochs or models.choose_epochs(len(split.train), hyperparameters.batch_size),
+                flags, [k, len(splits)] if has_folds else None, weights_hash, split)
+            if has_folds:
+                say("", f"Fold {k} of {len(splits)}")
+            own = places.of_fold(k) if has_folds else places
+            is_finished = own.save.exists() and not own.checkpoint.exists()
+            if is_finished and (has_folds or not args.fresh):
+                check_same_training(own.save, models.load_training(own.save), training)
+                say(f"{own.save}: training on these sounds is finished; --fresh trains again")
+                continue
+            with models.explain_errors(hyperparameters.batch_size):
+                train_network(training, spectrograms, own, args.weights, args.devices)
+            models.keras.utils.clear_session()  # frees the network
+    utils.say_next("eval_network.py", *(["--folds"] if has_folds else []), samples=args.samples,
+                   preproc=args.preproc, results=args.results, weights=args.save)
     return n_bad
 
 

@@ -862,6 +862,76 @@ def count_seconds(spectrogram, settings):
     return (spectrogram.shape[-1] - 1) * settings.hop_length / settings.sample_rate
 
 
+# ---------------------------------------------------------------- settings of a training run
+
+def hyperparameter(default, original, text, low=0.0, high=1.0):
+    """A field of Hyperparameters: its defaults, a help text, and its range, without `high`.
+
+    original: the default of the network of 2017. The values of a text field are its two defaults.
+    """
+    return dataclasses.field(default=default, metadata={
+        "original": original, "help": text, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """How a network is built and trained. Each field is also a flag of train_network.py."""
+
+    layers: int = hyperparameter(3, 4, "blocks of the network", 1, 11)
+    filters: int = hyperparameter(16, 32, "filters of the first block", 1, 2**32)
+    batch_size: int = hyperparameter(32, 128, "windows in a step", 1, 2**32)
+    learning_rate: float = hyperparameter(2e-3, 1.0, "peak learning rate", 1e-9, math.inf)
+    mixup: float = hyperparameter(0.3, 0, "strength of mixup; 0 turns it off", 0, 2**32)
+    masks: int = hyperparameter(
+        2, 0, "masks on bands, and masks on times, in each window", 0, 100)
+    shift: float = hyperparameter(0.1, 0, "shift windows by up to this share of their length")
+    warp: float = hyperparameter(0.1, 0, "change speed and pitch by up to this share")
+    eq: float = hyperparameter(
+        10.0, 0, "change the level of windows by up to so many dB, and ranges of bands by up to as "
+        "many more", 0, 100)
+    class_weights: str = hyperparameter(
+        "balanced", "none", "balanced: rare classes count as much as frequent ones")
+    smoothing: float = hyperparameter(
+        0.05, 0, "share of each label that is spread over all classes")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is str:
+                is_valid = value in (field.default, field.metadata["original"])
+            else:
+                is_valid = (type(value) in (int, field.type)
+                            and field.metadata["low"] <= value < field.metadata["high"])
+            if not is_valid:
+                raise ValueError(f"{field.name} {value!r}")
+
+    @classmethod
+    def of_network(cls, network):
+        """The defaults of a network: "default", or "original", the one of 2017."""
+        if network == "default":
+            return cls()
+        return cls(**{field.name: field.metadata["original"] for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The sounds of a training run."""
+
+    train: list  # names, sorted, also of copies
+    validation: list  # names of originals
+    test: list
+    unused: list  # copies of validation and test sounds, and what earlier weights used
+    test_groups: list  # the group of each test sound
+    contents: dict  # from the name of each sound to the hash of its spectrogram
+    seen: list  # [name, hash] of the sounds that earlier weights learned from or validated on
+    learned: list  # [name, hash] of those that they learned from
+
+    def __post_init__(self):
+        names = {*self.train, *self.validation, *self.test, *self.unused}
+        if names != self.contents.keys() or len(self.test) != len(self.test_groups):
+            raise ValueError("split: its lists contradict one another")
+
+
 # ---------------------------------------------------------------- sounds that are alike
 
 def to_power(decibels):
@@ -1221,6 +1291,7 @@ def folder_lock(folder, message=None, shared=False):
 @contextlib.contextmanager
 def claim_file(path):
     """Let no other process write the file at `path` meanwhile. Raises UserError if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return
