@@ -44,7 +44,6 @@ MP3_RATES = 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000  # Hz
 MP3_BITS = 2.2  # for a sample of noise; other sounds take fewer
 MAX_CURVES = 21  # classes that colours and dashes can tell apart
 MAX_CELLS = 72  # classes whose counts are legible in a confusion matrix
-MAX_NAMES = 400  # classes whose names are legible there; of more, every second or third is named
 # Okabe and Ito's colours, for the colour-blind. Their yellow is invisible on white.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = "-", "--", "-."
@@ -89,10 +88,9 @@ def parse_args():
     if args.folds and (args.sounds or args.data):
         parser.error("--folds: scores only the test sounds of the folds; leave out "
                      f"{'--data' if args.data else 'the new sounds'}")
-    if args.csv and not args.sounds:
-        parser.error("--csv: no new sounds given; name sounds or folders")
-    if args.threshold and not args.sounds:
-        parser.error("--threshold: no new sounds given; name sounds or folders")
+    for flag, value in (("--csv", args.csv), ("--threshold", args.threshold)):
+        if value and not args.sounds:
+            parser.error(f"{flag}: no new sounds given; name sounds or folders")
     return args
 
 
@@ -439,6 +437,7 @@ def format_decimals(value):
 
 def print_report(report, mistakes):
     """Print the scores of each class, the first mistakes, and the overall scores."""
+    import models
     width = max(len(name) for name in ("Class", *report["classes"]))
     say("", f"{'Class':{width}}  sounds  recall  precision     AUC")
     for name, n in report["support"].items():
@@ -457,7 +456,14 @@ def print_report(report, mistakes):
     if report["folds"]:
         print_folds(report["folds"])
     else:
-        print_threshold(report["threshold"], report["n_validation"])
+        n = report["n_validation"]
+        if report["threshold"]:
+            values = map(format_decimals, report["threshold"].values())
+            origin = f"chosen for {models.TARGET} % accuracy on {n} validation sounds"
+            say("", "Threshold  coverage  accuracy",
+                "{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
+        else:
+            say("", f"No threshold for {models.TARGET} %: {models.explain_no_threshold(n)}")
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
     basis = f" over {report['n_groups']} groups" if report["n_groups"] < report["n_test"] else ""
@@ -466,21 +472,6 @@ def print_report(report, mistakes):
             f"macro AUC {format_decimals(report['macro_auc'])} on {report['n_test']} {noun}",
         f"Calibration error {report['calibration_error']:.4f}, before calibration "
         f"{report['uncalibrated']['calibration_error']:.4f}")
-
-
-def print_threshold(scores, n_validation):
-    """Print what the threshold of the weights does to the test sounds, or why there is none.
-
-    scores: as measure_threshold returns them, or None.
-    """
-    import models
-    if scores:
-        values = map(format_decimals, scores.values())
-        origin = f"chosen for {models.TARGET} % accuracy on {n_validation} validation sounds"
-        say("", "Threshold  coverage  accuracy", "{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
-    else:
-        reason = models.explain_no_threshold(n_validation)
-        say("", f"No threshold for {models.TARGET} %: {reason}")
 
 
 def print_folds(folds):
@@ -615,25 +606,18 @@ def plot_confusion(path, predictions):
         axes.set_aspect("equal")
         axes.invert_yaxis()
         figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.04, 1)), label="Share of the class")
-        if n <= MAX_CELLS:
-            label_cells(axes, counts, shares)
-        step = math.ceil(n / MAX_NAMES)
-        axes.set_xticks(range(0, n, step), names[::step], rotation="vertical")
+        for row, column in np.argwhere(counts) if n <= MAX_CELLS else []:
+            share = shares[row, column]
+            axes.text(column, row, f"{counts[row, column]}\n{share:.0%}", ha="center",
+                      va="center", fontsize=7, color="white" if share > 0.5 else "black")
+        axes.set_xticks(range(n), names, rotation="vertical")
         for k in np.flatnonzero(totals == 0):
             axes.axhspan(k - 0.5, k + 0.5, facecolor="none", edgecolor="0.8", hatch="///", lw=0)
             names[k] += " (no test sounds)"
-        axes.set_yticks(range(0, n, step), names[::step])
-        axes.tick_params(labelsize=min(10, 2000 * step / n))
+        axes.set_yticks(range(n), names)
+        axes.tick_params(labelsize=min(10, 2000 / n))
         axes.set(title=f"{np.trace(counts)} of {counts.sum()} right", xlabel="Predicted",
                  ylabel="True class")
-
-
-def label_cells(axes, counts, shares):
-    """Write the counts and shares into a confusion matrix."""
-    for row, column in np.argwhere(counts):
-        share = shares[row, column]
-        axes.text(column, row, f"{counts[row, column]}\n{share:.0%}", ha="center", va="center",
-                  fontsize=7, color="white" if share > 0.5 else "black")
 
 
 def plot_reliability(path, predictions, report):
@@ -708,6 +692,7 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
 
     pictures: paths of the plots. source: of the spectrograms. samples: the folder of the sounds.
     """
+    import jinja2
     classes = predictions.classes
     chosen = choose_mistakes(mistakes)
     names = [mistake.file for mistake in chosen] + list_examples(predictions, chosen)
@@ -725,8 +710,11 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         card["predicted"] = classes.index(mistake.predicted)
         card["confidence"] = mistake.confidence
         card["is_doubtful"] = mistake.is_doubtful
-    page = fill_template(
-        "report_template.html", report=report, samples=samples, max_seconds=seconds,
+    environment = jinja2.Environment(  # values are escaped: names cannot run code
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template("report_template.html").render(
+        report=report, samples=samples, max_seconds=seconds,
         classes=[shown(name) for name in classes],
         matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
@@ -734,15 +722,6 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         nyquist=source.settings.sample_rate // 2,
         plots={picture.name: embed_picture(picture) for picture in pictures})
     utils.save_text(path, page)
-
-
-def fill_template(name, **values):
-    """Fill in a Jinja template beside this script. Values are escaped: names cannot run code."""
-    import jinja2
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template(name).render(values)
 
 
 def embed_spectrogram(spectrogram):
@@ -881,13 +860,13 @@ def describe_training(training):
 
 def describe_run(training, samples):
     """Describe the network, the data and the package versions, for metrics.json."""
-    keras = sys.modules["keras"]
-    packages = "keras", keras.backend.backend(), "numpy", "sklearn", "soxr"
+    import models
+    packages = "keras", models.keras.backend.backend(), "numpy", "sklearn", "soxr"
     versions = {name: sys.modules[name].__version__ for name in packages}
     return {"features": dataclasses.asdict(training.features), "network": training.network,
             "hyperparameters": dataclasses.asdict(training.hyperparameters),
-            "seed": training.seed,
-            "versions": {"python": platform.python_version(), **versions}, "data": str(samples)}
+            "seed": training.seed, "data": str(samples),
+            "versions": {"python": platform.python_version(), **versions}}
 
 
 def main():
@@ -922,8 +901,8 @@ def main():
         n_skipped += n_unread
 
     # Measure and print.
+    threshold = None if args.folds else scored[0][0].threshold  # each fold has its own
     if args.folds:
-        threshold = None  # each fold has its own
         predictions = pool_folds([some for _, some in scored])
         folds = [measure_scores(some) | describe_training(training) for training, some in scored]
         keys = ("accuracy", "balanced_accuracy", "macro_auc", "n_test", "n_train", "n_validation",
@@ -933,7 +912,6 @@ def main():
             "threshold": None, "folds": [{key: fold[key] for key in keys} for fold in folds]}
     else:
         training, predictions = scored[0]
-        threshold = training.threshold
         report = measure_scores(predictions) | describe_training(training) | {
             "threshold": None if threshold is None else measure_threshold(predictions, threshold),
             "folds": []}
