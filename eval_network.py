@@ -765,17 +765,18 @@ def embed_sound(name, folder, settings, playable, seconds):
     playable, seconds: as choose_playback returns them.
     """
     path = Path(folder, name)
-    blocks = utils.convert_blocks(utils.read_blocks(path), settings)
-    blocks = utils.convert_blocks(((y.T, settings.sample_rate) for y in blocks), playable)
+    heard = utils.convert_blocks(utils.read_blocks(path), settings)
+    blocks = ((y.T, settings.sample_rate) for y in heard if y.size)
     n = math.ceil(seconds * playable.sample_rate)
     parts = []
-    for y in blocks:  # (channels, n_samples)
+    for y in utils.convert_blocks(blocks, playable):  # (channels, n_samples)
         parts.append(y)
         if sum(part.shape[1] for part in parts) >= n:
             break
+    if not any(y.size for y in parts):  # resampling may leave nothing
+        raise UserError(f"{path}: too short to be played")
     y = np.concatenate(parts, axis=1)[:, :n].T
-    with utils.reading(path):  # resampling may leave nothing, which MP3 cannot hold
-        data = utils.encode_sound(y, playable.sample_rate, "MP3", "MPEG_LAYER_III")
+    data = utils.encode_sound(y, playable.sample_rate, "MP3", "MPEG_LAYER_III")
     return f"data:audio/mpeg;base64,{base64.b64encode(data).decode()}"
 
 

