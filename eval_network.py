@@ -39,6 +39,7 @@ MAX_CARDS = 300  # mistakes on the page, and correct examples; each takes 5 kB
 N_EXAMPLES = 3  # of each class
 MAX_COLUMNS = 200  # of a spectrogram on the page
 MAX_SECONDS = 10  # of each sound on the page
+MIN_SHARED = 60  # seconds of sound on the page that are worth the start of worker processes
 MAX_SOUND_BYTES = 22e6  # of all sounds on the page, so that it can be mailed
 MP3_RATES = 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000  # Hz
 MP3_BITS = 2.2  # for a sample of noise; other sounds take fewer
@@ -696,16 +697,20 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
     classes = predictions.classes
     chosen = choose_mistakes(mistakes)
     names = [mistake.file for mistake in chosen] + list_examples(predictions, chosen)
-    playable, seconds = choose_playback(source.settings, len(names))
-    embed = partial(embed_sound, folder=samples, settings=source.settings, playable=playable,
-                    seconds=seconds)
-    sounds, _ = utils.map_files(embed, names, "Writing the page", folder=samples)
     cards = []
     for name in names:
         spectrogram = source.read(name, folder=source.folder, settings=source.settings)
         cards.append({"file": shown(name), "label": classes.index(utils.class_of(name)),
                       "seconds": utils.count_seconds(spectrogram, source.settings),
-                      "image": embed_spectrogram(spectrogram), "audio": sounds.get(name)})
+                      "image": embed_spectrogram(spectrogram)})
+    playable, max_seconds = choose_playback(source.settings, len(names))
+    embed = partial(embed_sound, folder=samples, settings=source.settings, playable=playable,
+                    seconds=max_seconds)
+    total = sum(min(card["seconds"], max_seconds) for card in cards)
+    jobs = 0 if total < MIN_SHARED else None
+    sounds, _ = utils.map_files(embed, names, "Writing the page", jobs, folder=samples)
+    for name, card in zip(names, cards):
+        card["audio"] = sounds.get(name)
     for card, mistake in zip(cards, chosen):
         card["predicted"] = classes.index(mistake.predicted)
         card["confidence"] = mistake.confidence
@@ -714,7 +719,7 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("report_template.html").render(
-        report=report, samples=samples, max_seconds=seconds,
+        report=report, samples=samples, max_seconds=max_seconds,
         classes=[shown(name) for name in classes],
         matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
