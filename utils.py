@@ -1117,31 +1117,28 @@ def load_spectrogram(name, folder, settings, mmap_mode=None):
 class MappedSpectrograms(Mapping):
     """Spectrograms on the disk, by name: only the frames that are looked at are read."""
 
-    def __init__(self, places):
-        """places: dict from name to the (path, size of the file, offset, shape) of its array."""
-        self.places = places
+    def __init__(self, folder, names):
+        self.folder = folder
+        self.names = names
 
     def __getitem__(self, name):
-        path, size, offset, shape = self.places[name]
+        path = f"{self.folder}/{name}.npy"
         try:
-            if os.path.getsize(path) != size:
-                raise ValueError("it has another size")
-            return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
+            return np.asarray(np.load(path, "r"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: changed since it was checked: {error}; run the same "
                             "command again") from None
 
     def __iter__(self):
-        return iter(self.places)
+        return iter(self.names)
 
     def __len__(self):
-        return len(self.places)
+        return len(self.names)
 
 
-def locate_spectrogram(name, folder, settings):
-    """The place of one spectrogram, for MappedSpectrograms. Raises UserError."""
-    array = load_spectrogram(name, folder, settings, mmap_mode="r")
-    return str(array.filename), os.path.getsize(array.filename), array.offset, array.shape
+def check_spectrogram(name, folder, settings):
+    """Raise UserError unless load_spectrogram can load a spectrogram."""
+    load_spectrogram(name, folder, settings, mmap_mode="r")
 
 
 def read_spectrograms(source, names):
@@ -1155,13 +1152,14 @@ def read_spectrograms(source, names):
     files = [f"{source.folder}/{name}.npy" for name in names] if is_preprocessed else []
     n_bytes = sum(os.path.getsize(path) for path in files if os.path.isfile(path))
     is_mapped = n_bytes > half_of_memory()
-    read = partial(locate_spectrogram if is_mapped else source.read,
+    read = partial(check_spectrogram if is_mapped else source.read,
                    folder=source.folder, settings=source.settings)
     jobs = 0 if is_preprocessed else None
     found, errors = map_files(read, names, f"Reading {source.folder}", jobs, folder=source.folder)
     note = f"; {n_bytes / 1e9:.1f} GB are memory-mapped" if is_mapped else ""
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}{note}")
-    return MappedSpectrograms(found) if is_mapped else found, name_skipped(errors)
+    return (MappedSpectrograms(source.folder, list(found)) if is_mapped else found,
+            name_skipped(errors))
 
 
 def half_of_memory():
