@@ -389,10 +389,11 @@ def save_plan(folder, rows):
     with utils.folder_lock(folder):
         utils.remove_temporary(folder)
         for row in [*utils.read_csv(table), *rows]:
-            if list(row) != COLUMNS:
+            if not row.keys() >= set(COLUMNS):
                 raise UserError(f"{table}: is not from this script; move it away")
             copy = str(row["copy"])
-            merged[row["file"], len(copy), copy] = row.values()  # copy 10 comes after copy 9
+            cells = [row[column] for column in COLUMNS]
+            merged[row["file"], len(copy), copy] = cells  # copy 10 comes after copy 9
         utils.save_csv(table, [COLUMNS, *(merged[key] for key in sorted(merged))])
 
 

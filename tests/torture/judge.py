@@ -28,7 +28,6 @@ def read(path, settings):
         assert found.filters.shape == (found.n_mels, 1 + found.n_fft // 2)
     elif kind == "spectrograms":
         utils.load_spectrogram(path.stem, path.parent, settings)
-        utils.locate_spectrogram(path.stem, path.parent, settings)
     else:
         network, _ = models.load_network(path)
         network.predict(np.zeros((1, *network.input_shape[1:]), np.float32), verbose=0)
