@@ -110,7 +110,7 @@ def test_original_named_after_august_is_no_copy_unless_its_source_or_its_line_is
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_recording_in_two_formats_stays_on_one_side_and_counts_once(seed):
+def test_few_recordings_in_two_formats_stay_on_one_side_and_are_tested(seed):
     names = [f"{c}/{i:02d}.{kind}" for c, n in (("a", 40), ("b", 3)) for i in range(n)
              for kind in ("wav", "mp3")]
     for test, counts in ((None, {"a": 16, "b": 2}), (r"0\.wav$", {"a": 8, "b": 2})):
@@ -122,7 +122,7 @@ def test_recording_in_two_formats_stays_on_one_side_and_counts_once(seed):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("change", [lambda s: s, lambda s: np.pad(
     s - 6, [(0, 0), (7, 9)], constant_values=-80)])
-def test_versions_of_a_recording_and_their_copies_and_formats_stay_together(seed, change):
+def test_identical_sounds_and_two_levels_of_a_recording_stay_with_copies_and_formats(seed, change):
     first = make_spectrogram("first")
     special = {"a/07.wav": first, "a/31.wav": first, "b/12.wav": change(first)}
     names = [*FORTY, "a/31_aug1.wav", "b/12_aug1.wav", "b/12.mp3"]
@@ -158,7 +158,7 @@ def test_class_of_identical_sounds_is_trained_on_and_not_tested(capsys):
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
-def test_sounds_that_earlier_trainings_saw_are_known_by_their_content_and_never_tested(seed):
+def test_sounds_that_earlier_training_saw_are_known_by_their_content_and_never_tested(seed):
     """The second training starts from the first, the third from the second."""
     first = split(FORTY)
     second = split([f"b/new{k}.wav" for k in range(20)] + FORTY[40:], seed,
@@ -189,7 +189,7 @@ def test_names_that_earlier_training_saw_join_their_groups():
 @pytest.mark.parametrize("pattern, expected", [
     (r"speaker\d", "speaker0"), (r"/take(\d)", "7"), ("^(nobody)?speaker", "speaker"),
     ("nothing", "a/speaker0/take7"), (".*", "speaker0/take7")])
-def test_group_is_the_capture_group_or_the_match_in_the_path_below_the_class(pattern, expected):
+def test_groups_match_subfolders_and_a_capture_group_is_the_part_that_counts(pattern, expected):
     assert find_group("a/speaker0/take7.wav", re.compile(pattern)) == expected
 
 
