@@ -77,7 +77,7 @@ def no_listener(folder):
                                 stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith(
-        "preprocess_data.py: standard output: No space left on device; check "), result.stderr
+        "preprocess_data.py: file: No space left on device; check "), result.stderr
 
 
 # ---------------------------------------------------------------- what may not be read
