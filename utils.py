@@ -153,12 +153,12 @@ def run(main):
     except MemoryError:
         sys.exit(f"{script}: out of memory; files already written are complete; close other "
                  "programs, and run the same command again")
-    except BrokenPipeError:  # as of | head
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # as of | head
+            print(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
+                        "the disk, the path and its permissions, and run again"), file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it exits
         sys.exit(1)
-    except OSError as error:
-        sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
-                       "the disk, the path and its permissions, and run again"))
     except KeyboardInterrupt:
         again = "; the same command continues" if script in CONTINUES else ""
         again += " (without --fresh)" if "--fresh" in sys.argv else ""
