@@ -454,6 +454,7 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
 
 def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
     predictions, report = random_case()
+    report["temperature"] = 1.0
     eval_network.plot_reliability(tmp_path / "reliability.png", predictions, report)
     above = figures["reliability"].axes[0]
     confidence = predictions.confidence
