@@ -160,7 +160,7 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     page = (trained / "Results/report.html").read_text()
     assert f"{low:.4f} to\n{high:.4f}, wider if sounds share a speaker" in page
     network, training = models.load_network(trained / "weights.keras")
-    training.split.test_groups = list("aabbcc")
+    training.split = dataclasses.replace(training.split, test_groups=list("aabbcc"))
     models.save_network(network, training, tmp_path / "w.keras")
     _, said = evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)
     report = load_json(tmp_path / "metrics.json")
@@ -454,6 +454,7 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
 
 def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
     predictions, report = random_case()
+    report["temperature"] = 1.0
     eval_network.plot_reliability(tmp_path / "reliability.png", predictions, report)
     above = figures["reliability"].axes[0]
     confidence = predictions.confidence
@@ -663,8 +664,10 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, with_threshol
 
 def test_weights_without_threshold_say_why_and_what_to_do(trained):
     training = models.load_training(trained / "weights.keras")
+    split = training.split
     for n, reason in ((0, "too few validation sounds"), (400, "too many mistakes")):
-        training.split.validation = ["a/1.wav"] * n
+        training.split = dataclasses.replace(
+            split, validation=split.validation[:1] * n, unused=split.unused + split.validation)
         with pytest.raises(utils.UserError, match=f"auto: no threshold for 95 %: .*{reason}"):
             models.find_threshold("auto", training)
     assert models.find_threshold(0.5, training) == 0.5
