@@ -860,6 +860,16 @@ class Hyperparameters:
         return cls(**{field.name: field.metadata["original"] for field in dataclasses.fields(cls)})
 
 
+def check_types(record):
+    """Raise ValueError, which names the field, unless a dataclass holds the types it declares."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not isinstance(value, field.type):
+            raise ValueError(f"{field.name} {value!r:.40}")
+        if field.type is list and not all(isinstance(item, (str, list, dict)) for item in value):
+            raise ValueError(f"{field.name} {value!r:.40}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The sounds of a training run."""
@@ -874,6 +884,7 @@ class Split:
     learned: list  # [name, hash] of those that they learned from
 
     def __post_init__(self):
+        check_types(self)
         names = {*self.train, *self.validation, *self.test, *self.unused}
         if names != self.contents.keys() or len(self.test) != len(self.test_groups):
             raise ValueError("split: its lists contradict one another")

@@ -84,8 +84,10 @@ def score_forest(folder, seed):
     forest = ExtraTreesClassifier(500, n_jobs=2, random_state=seed)
     forest.fit(describe(folder, trained), models.class_indices(trained, classes))
     probabilities = forest.predict_proba(describe(folder, split.test))
-    y = models.class_indices(split.test, classes)
-    return eval_network.measure_scores(y, probabilities, probabilities, training) | {"seconds": 0}
+    predictions = eval_network.Predictions(
+        split.test, models.class_indices(split.test, classes), probabilities, probabilities,
+        split.test_groups, classes)
+    return eval_network.measure_scores(predictions) | {"seconds": 0}
 
 
 def add_row(path, label, name, seed, scores):
