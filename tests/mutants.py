@@ -98,8 +98,8 @@ MUTATIONS = [
              "return targets, weights[targets.argmax(axis=1)]", "models count_alike_in_the_loss"),
     # metrics
     Mutation("AUC of negated scores", "measure_classes",
-             "metrics.roc_auc_score(y == k, probabilities[:, k])",
-             "metrics.roc_auc_score(y == k, -probabilities[:, k])", "evaluation scikit_learn"),
+             "metrics.roc_auc_score(y == k, p)",
+             "metrics.roc_auc_score(y == k, -p)", "evaluation scikit_learn"),
     Mutation("the macro curve without its steps", "average_curves",
              "np.nextafter(rates, -1)", "rates", "evaluation curves_that_are_drawn"),
     Mutation("groups that are all right make the accuracy certain", "compute_interval",
