@@ -91,7 +91,8 @@ def compare_with_svm():
     network_scores = np.stack([row for _, row in models.predict_sounds(network, sounds)])
     print(f"{'':8} accuracy  balanced  macro F1  macro AUC   of {len(tests)} sounds")
     for label, p in (("SVM", score_svm(svm, x_test)), ("network", network_scores)):
-        report = eval_network.measure_scores(y, p, p, training)
+        report = eval_network.measure_scores(
+            eval_network.Predictions(tests, y, p, p, tests, training.classes))
         print(f"{label:8} {report['accuracy']:8.4f}  {report['balanced_accuracy']:8.4f}  "
               f"{report['macro_f1']:8.4f}  {report['macro_auc']:9.4f}")
 

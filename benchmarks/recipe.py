@@ -85,7 +85,10 @@ def score_forest(folder, seed):
     forest.fit(describe(folder, trained), models.class_indices(trained, classes))
     probabilities = forest.predict_proba(describe(folder, split.test))
     y = models.class_indices(split.test, classes)
-    return eval_network.measure_scores(y, probabilities, probabilities, training) | {"seconds": 0}
+    names = training.split.test
+    predictions = eval_network.Predictions(names, y, probabilities, probabilities, names,
+                                           training.classes)
+    return eval_network.measure_scores(predictions) | {"seconds": 0}
 
 
 def add_row(path, label, name, seed, scores):
