@@ -367,7 +367,7 @@ def parse_args():
     add = parser.add_argument
     count = utils.number(int, 1, high=2**20)
     add("--sample-rate", type=utils.number(int, 100, high=2**20), metavar="HZ",
-        help="resample every sound to this rate (default: the rate that most files have)")
+        help="resample every sound to this rate (default: the most frequent one)")
     add("--channels", type=utils.number(int, 1, high=1025), default=1, metavar="N",
         help="1: average all channels (default); more: keep this many, and repeat the last channel "
         "of sounds that have fewer")

@@ -689,7 +689,7 @@ def count_empty_filters(settings):
 
 
 def choose_settings(samples, names, sample_rate=None, **given):
-    """Settings for sounds: default_settings at the rate that most of them have.
+    """Settings for sounds: default_settings at their most frequent rate.
 
     sample_rate: Hz, used instead if given. Raises UserError if no sound can be read.
     """
