@@ -1,7 +1,8 @@
 """Write altered copies of sounds, to have more to train on.
 
 Reads sounds. Writes name_aug1.wav to name_augN.wav beside each name.wav, in its format, and
-augmentations.csv, a table with the parameters of each copy.
+augmentations.csv, a table of them. The table comes first: after a stop, the same command makes
+the copies that are missing.
 
     python augment_data.py 3 Samples
 
@@ -26,11 +27,8 @@ class. Use these flags if classes differ:
 """
 import argparse
 import contextlib
-import csv
-import errno
 import glob
 import hashlib
-import io
 import os
 from functools import partial
 from pathlib import Path
@@ -70,8 +68,7 @@ DEFORMATIONS = {  # parameters: a tuple is a range, a list is a choice
 PARAMETERS = [name for parameters in DEFORMATIONS.values() for name in parameters]
 # A step for each parameter. The multiples of these roots, modulo 1, stay apart from one another.
 STEPS = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])
-COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS, "scale"]  # of augmentations.csv
-HEADER = ",".join(COLUMNS)
+COLUMNS = ["file", "copy", "seed", "only", *PARAMETERS]  # of augmentations.csv
 
 
 # ---------------------------------------------------------------- command line
@@ -97,9 +94,12 @@ def add_choice(parser):
                         help="another seed makes other copies (default: 0)")
 
 
-def choose_deformations(args, n):
-    """Choose deformations by the flags, for n copies of a sound. Raises UserError."""
-    names = args.only or tuple(name for name in DEFORMATIONS if name not in args.without)
+def choose_deformations(only, without, n):
+    """Choose deformations by the flags --only and --without, for n copies of a sound.
+
+    only: names, or None. without: names. Returns a tuple of names. Raises UserError.
+    """
+    names = only or tuple(name for name in DEFORMATIONS if name not in without)
     if not names:
         raise UserError("--without: no deformation is left; name fewer")
     if names == ("polarity",) and n > 1:
@@ -125,45 +125,29 @@ def parse_args():
 # ---------------------------------------------------------------- names of sounds and copies
 
 def list_sources(arguments):
-    """List the sounds that the command line names.
+    """List the sounds that the command line names: files, sounds in folders, matches of patterns.
 
     Returns their paths, each once, and how many paths were passed over: patterns also match
-    copies, augmentations.csv and hidden files, which are not sources. Raises UserError.
+    copies, augmentations.csv and hidden files, which are not sources. Raises UserError for a
+    folder that cannot be read.
     """
-    names = []
+    paths = {}  # in the order of the command line
     for argument in arguments:
-        names += expand_argument(argument)
-    paths = list(dict.fromkeys(Path(name) for name in names))
-    copies = find_existing_copies(paths)
-    sources = [path for path in paths if str(path) not in copies
-               and path.name != AUGMENTATIONS and not path.name.startswith(".")]
-    return sources, len(paths) - len(sources)
-
-
-def expand_argument(argument):
-    """List the sounds in a folder and below, or the files that match a pattern.
-
-    Any other argument stands for itself; reading it then raises the error. Patterns are expanded
-    here because Windows does not expand them, and no shell expands them in quotes. Raises
-    UserError for a folder that cannot be read.
-    """
-    names = []
-    if os.path.isdir(argument):
-        names = utils.walk_sounds(argument)
-    elif glob.has_magic(argument) and not os.path.lexists(argument):
-        for match in sorted(glob.glob(argument, recursive=True)):
-            names += expand_argument(match)
-    return names or [argument]
-
-
-def find_existing_copies(paths):
-    """Find copies among paths and beside them, as utils.find_copies does. Returns its dict."""
+        matches = []
+        if glob.has_magic(argument) and not os.path.lexists(argument):  # as on Windows, in quotes
+            matches = sorted(glob.glob(argument, recursive=True))
+        for match in matches or [argument]:
+            sounds = utils.walk_sounds(match) if os.path.isdir(match) else []
+            paths.update((Path(name), None) for name in sounds or [match])
     names = {str(path) for path in paths}
     for folder in {os.path.dirname(name) for name in names if utils.COPY.search(name)}:
         with contextlib.suppress(OSError):  # a missing file is reported when it is read
             beside = filter(utils.is_sound, os.listdir(folder or "."))
             names.update(os.path.join(folder, name) for name in beside)
-    return utils.find_copies(sorted(names), samples="")
+    copies = utils.find_copies(names, samples="")
+    sources = [path for path in paths if str(path) not in copies
+               and path.name != AUGMENTATIONS and not path.name.startswith(".")]
+    return sources, len(paths) - len(sources)
 
 
 def copy_name(name, k):
@@ -191,32 +175,25 @@ def draw_parameters(seed, name, k, names):
 
     names: deformations, of which the copy gets one or more. Returns a dict from parameter to value.
 
-    The copies of a sound go through all subsets of `names` in a random order. Each parameter goes
-    through its range in equal steps from a random start. All subsets and values are equally
-    likely. No two copies are alike; independent draws would repeat within some hundred copies.
+    Each parameter goes through its range in equal steps from a random start, so that no two copies
+    get the same values. Independent draws would repeat within some hundred copies. Copies may get
+    the same deformations, but polarity, which has one value, only beside another.
     """
-    rng = make_generator(seed, name, "draw")
-    values = (rng.random(len(STEPS)) + k * STEPS) % 1  # in [0, 1)
-    u = dict(zip(PARAMETERS, values.tolist(), strict=True))
-    n_subsets = 2 ** len(names) - 1
-    cycle, place = divmod(k - 1, n_subsets)
-    subset = 1 + rng.permutation(n_subsets)[place]  # bit i stands for names[i]
-    drawn = [names[i] for i in range(len(names)) if subset >> i & 1]
-    if cycle and drawn == ["polarity"]:
-        drawn = names  # polarity alone has one value, which the first cycle took
+    subset = make_generator(seed, name, f"{k} subset").integers(1, 2 ** len(names))
+    drawn = [names[i] for i in range(len(names)) if subset >> i & 1]  # bit i stands for names[i]
+    if drawn == ["polarity"]:
+        drawn = names
+    start = make_generator(seed, name, "draw").random(len(STEPS))
+    u = dict(zip(PARAMETERS, (start + k * STEPS) % 1, strict=True))  # in [0, 1)
     parameters = {}
     for deformation in drawn:
         for parameter, values in DEFORMATIONS[deformation].items():
-            parameters[parameter] = pick_value(values, u[parameter])
+            if isinstance(values, tuple):
+                low, high = values
+                parameters[parameter] = float(low + (high - low) * u[parameter])
+            else:
+                parameters[parameter] = values[int(u[parameter] * len(values))]
     return parameters
-
-
-def pick_value(values, u):
-    """Map u in [0, 1) to a range, which is a tuple, or to a list of values."""
-    if isinstance(values, tuple):
-        low, high = values
-        return low + (high - low) * u
-    return values[int(u * len(values))]
 
 
 # ---------------------------------------------------------------- deformations
@@ -257,31 +234,6 @@ def warp_sound(y, sample_rate, speed_with_pitch_ratio=1, pitch_semitones=0, spee
     return np.pad(copy[:len(y)], ((0, n_missing), (0, 0)))
 
 
-def measure_level(y, step):
-    """Measure the peak of each `step` samples, over all channels, in dB [shape=(n_steps,)].
-
-    0 dB is the sound's own peak, so that a quiet recording is compressed just like a loud one.
-    """
-    peaks = np.abs(y).max(axis=1)  # (n_samples,)
-    peaks = np.pad(peaks, (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
-    return 20 * np.log10(np.maximum(peaks / max(peaks.max(), 1e-30), 1e-5))
-
-
-def smooth_level(level, sample_rate, step, attack, release):
-    """Let a level rise within the attack and fall within the release of a compressor.
-
-    level: dB [shape=(n_steps,)]. step: samples. attack, release: seconds. Returns the same shape.
-    """
-    seconds = np.arange(len(level)) * step / sample_rate
-    fall = seconds / release * 20 * np.log10(np.e)  # dB since the start
-    level = np.maximum.accumulate(level + fall) - fall
-    decay = np.exp(-step / sample_rate / attack)
-    amplitude = 10 ** (level / 20)
-    start = [decay * amplitude[0]]
-    amplitude, _ = scipy.signal.lfilter([1 - decay], [1, -decay], amplitude, zi=start)
-    return 20 * np.log10(amplitude)
-
-
 def compress_sound(y, sample_rate, preset, share=1):
     """Compress the dynamic range by the static curve of a preset, or by a share of it.
 
@@ -290,7 +242,18 @@ def compress_sound(y, sample_rate, preset, share=1):
     """
     attack, release, level_in, level_out = PRESETS[preset]
     step = max(1, round(sample_rate / 1000))  # samples
-    level = smooth_level(measure_level(y, step), sample_rate, step, attack, release)
+    peaks = np.abs(y).max(axis=1)  # (n_samples,)
+    peaks = np.pad(peaks, (0, -len(y) % step)).reshape(-1, step).max(axis=1)  # (n_steps,)
+    # 0 dB is the sound's own peak, so that a quiet recording is compressed just like a loud one.
+    level = 20 * np.log10(np.maximum(peaks / max(peaks.max(), 1e-30), 1e-5))
+    # Let the level rise within the attack and fall within the release.
+    fall = np.arange(len(level)) * step / sample_rate / release * 20 * np.log10(np.e)  # dB
+    level = np.maximum.accumulate(level + fall) - fall
+    decay = np.exp(-step / sample_rate / attack)
+    amplitude = 10 ** (level / 20)
+    start = [decay * amplitude[0]]
+    amplitude, _ = scipy.signal.lfilter([1 - decay], [1, -decay], amplitude, zi=start)
+    level = 20 * np.log10(amplitude)
     change = np.subtract(level_out, level_in)
     gain = share * np.interp(level, level_in, change)  # dB, (n_steps,)
     places = np.arange(len(y)) / step + attack * sample_rate / step  # in steps
@@ -362,21 +325,20 @@ def make_copy(y, sample_rate, path, k, seed=0, names=tuple(DEFORMATIONS)):
     """Make copy k of the sound y, read from `path`. The file name determines the copy.
 
     names: deformations, of which the copy gets one or more. Returns float32 of y's shape within
-    -1 and 1, and a dict of the parameters and "scale". Raises UserError if the copy would equal y.
+    -1 and 1. Raises UserError if the copy would equal y.
     """
     if not y.any():
         raise UserError(f"{path}: is silent, and so would its copies be; remove it")
     name = os.path.basename(path)
-    parameters = draw_parameters(seed, name, k, names)
     rng = make_generator(seed, name, f"{k} noise")
-    copy = deform_sound(y, sample_rate, parameters, rng)
+    copy = deform_sound(y, sample_rate, draw_parameters(seed, name, k, names), rng)
     # Scale by the peak of the sound first: a float file beyond full scale must not undo the gain.
     scale = 1 / max(1, y.max(), -y.min())
     scale /= max(1, scale * copy.max(), scale * -copy.min())
     copy *= np.float32(scale)
     if np.array_equal(copy, y):
         raise UserError(f"{path}: a copy would equal it; remove it, or choose other deformations")
-    return copy, {**parameters, "scale": float(scale)}
+    return copy
 
 
 # ---------------------------------------------------------------- files
@@ -391,20 +353,8 @@ def decode_sound(path):
     return np.concatenate([y for y, _ in blocks]), sample_rate
 
 
-def encode_copy(y, info, path):
-    """Encode y, float32 [shape=(n_samples, n_channels)], in the format of the SoundFile `info`.
-
-    path: of that file, for messages. Returns the bytes of a file. Raises UserError.
-    """
-    try:
-        return utils.encode_sound(y, info.samplerate, info.format, info.subtype, info.endian)
-    except (soundfile.SoundFileError, ValueError) as error:
-        raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
-                        f"({utils.reason_of(error)}); {utils.conversion_hint(path)}") from None
-
-
 def write_copies(path, n, seed, names, overwrite):
-    """Write the missing copies of one sound beside it. Returns how many.
+    """Write the missing copies of one sound beside it, in its format. Returns how many.
 
     Raises UserError, or OSError if the disk is full, since no other copy can be written then.
     """
@@ -414,11 +364,13 @@ def write_copies(path, n, seed, names, overwrite):
     copies = missing_copies(path, n, overwrite)
     try:
         for k, target in copies.items():
-            copy, parameters = make_copy(y, sample_rate, path, k, seed, names)
+            copy = make_copy(y, sample_rate, path, k, seed, names)
+            data = utils.encode_sound(copy, info.samplerate, info.format, info.subtype, info.endian)
             with utils.whole_file(target) as temporary:
-                temporary.write_bytes(encode_copy(copy, info, path))
-                # The line comes first: no copy may lack it.
-                add_augmentation(path, k, {"seed": seed, "only": ",".join(names), **parameters})
+                temporary.write_bytes(data)
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise UserError(f"{path}: its format ({info.subtype_info}) cannot be written "
+                        f"({utils.reason_of(error)}); {utils.conversion_hint(path)}") from None
     except OSError as error:
         if error.errno in utils.DISK_FULL:
             raise
@@ -427,79 +379,48 @@ def write_copies(path, n, seed, names, overwrite):
     return len(copies)
 
 
-def add_augmentation(path, k, parameters):
-    """Add the line of copy k of the sound at `path` to augmentations.csv beside it.
+def save_plan(folder, rows):
+    """Add rows of copies that are to be made to augmentations.csv in a folder.
 
-    Raises OSError, or UserError if the file is another table.
+    rows: dicts with the keys COLUMNS. Rows of other copies stay. Raises OSError and UserError.
     """
-    name = utils.escape_breaks(path.name)  # one line for each copy
-    line = io.StringIO()
-    writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
-    writer.writerow({"file": utils.escape_formula(name), "copy": k, **parameters})
-    table = path.parent / AUGMENTATIONS
-    with utils.folder_lock(path.parent), open(table, "ab+", buffering=0) as file:
-        file.seek(0)
-        header = os.fsdecode(file.readline()).strip()
-        if header not in (HEADER, ""):
-            raise UserError(f"{path}: {AUGMENTATIONS} beside it is not from this script; move it "
-                            "away")
-        # A line break first: a killed run may have left half a line.
-        append_bytes(file, os.fsencode(f"{'' if header else HEADER}\n{line.getvalue()}"))
-
-
-def append_bytes(file, data):
-    """Append all of `data` to an unbuffered file, or nothing of it. Raises OSError."""
-    size = file.seek(0, os.SEEK_END)
-    try:
-        n_written = file.write(data)
-        if n_written < len(data):  # a full disk accepts only a part
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        file.truncate(size)
-        raise
-
-
-def sort_augmentations(folder):
-    """Sort augmentations.csv in a folder, and remove what killed runs left there.
-
-    Each copy keeps its last line. Damaged lines stay too. Raises OSError and csv.Error.
-    """
-    utils.remove_temporary(folder)
     table = folder / AUGMENTATIONS
+    merged = {}
     with utils.folder_lock(folder):
-        data = table.read_bytes()
-        header, _, text = os.fsdecode(data).partition("\n")
-        lines = {}
-        for line in text.split("\n"):
-            row = next(csv.reader([line]))
-            if len(row) == len(COLUMNS):
-                lines[row[0], len(row[1]), row[1]] = line  # the length puts copy 10 after copy 9
-            elif row:
-                lines[line, 0, ""] = line
-        in_order = [HEADER, *(lines[key] for key in sorted(lines)), ""]
-        sorted_data = os.fsencode("\n".join(in_order))
-        if header.strip() == HEADER and sorted_data != data:
-            with utils.whole_file(table) as temporary:
-                temporary.write_bytes(sorted_data)
+        utils.remove_temporary(folder)
+        for row in [*utils.read_csv(table), *rows]:
+            if not row.keys() >= set(COLUMNS):
+                raise UserError(f"{table}: is not from this script; move it away")
+            copy = str(row["copy"])
+            cells = [row[column] for column in COLUMNS]
+            merged[row["file"], len(copy), copy] = cells  # copy 10 comes after copy 9
+        utils.save_csv(table, [COLUMNS, *(merged[key] for key in sorted(merged))])
 
 
 def main():
     """Write the copies. Returns how many files were skipped."""
     args = parse_args()
-    names = choose_deformations(args, args.n)
+    names = choose_deformations(args.only, args.without, args.n)
     sources, n_passed = list_sources(args.files)
     if n_passed:
         utils.say(f"{n_passed} files passed over: copies, lists of copies, or hidden files")
-    n_missing = {path: len(missing_copies(path, args.n, args.overwrite)) for path in sources}
-    to_do = [path for path in sources if n_missing[path] or not os.path.isfile(path)]
+    to_do = []
+    n_existing = 0
+    plans = {}  # from each folder to the rows of the copies that are to be made there
+    for path in sources:
+        numbers = missing_copies(path, args.n, args.overwrite)
+        n_existing += args.n - len(numbers)
+        is_file = os.path.isfile(path)
+        if numbers or not is_file:  # to read what is no file raises the error
+            to_do.append(path)
+        for k in numbers if is_file else []:
+            row = {"file": path.name, "copy": k, "seed": args.seed, "only": ",".join(names)}
+            row |= draw_parameters(args.seed, path.name, k, names)
+            plans.setdefault(path.parent, []).append(dict.fromkeys(COLUMNS, "") | row)
+    for folder, rows in plans.items():
+        save_plan(folder, rows)
     write = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
-    try:
-        written, errors = utils.map_files(write, to_do, "Augmenting", args.jobs)
-    finally:
-        for folder in {path.parent for path in sources}:
-            with contextlib.suppress(OSError, csv.Error):  # no copies, or a read-only folder
-                sort_augmentations(folder)
-    n_existing = len(sources) * args.n - sum(n_missing.values())
+    written, errors = utils.map_files(write, to_do, "Augmenting", args.jobs)
     n_skipped = utils.name_skipped(errors)
     utils.say(f"{sum(written.values())} copies written, {n_existing} existing copies kept, "
               f"{n_skipped} files skipped")

@@ -1,9 +1,8 @@
 """Evaluate the trained network on the test sounds, or classify new sounds.
 
 Reads weights.keras, and the test sounds from Preproc/ or Samples/. Writes to Results/:
-report.html, a page to see and hear the mistakes, with WAV files for it in sounds/; metrics.json;
-scores.csv with the probabilities of each sound; mistakes.csv; and pictures of the curves, the
-confusion matrix and the calibration.
+report.html, a page to see and hear the mistakes; metrics.json; scores.csv with the probabilities of
+each sound; mistakes.csv; and pictures of the curves, the confusion matrix and the calibration.
 
     python eval_network.py
     python eval_network.py --folds
@@ -12,7 +11,6 @@ confusion matrix and the calibration.
 """
 import argparse
 import base64
-import copy
 import dataclasses
 import io
 import math
@@ -25,13 +23,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import scipy
 
 import utils
-from utils import AMIN, TOP_DB, FeatureSettings, UserError, say, shown
+from utils import AMIN, TOP_DB, UserError, say, shown
 
 # Of the sounds in one group, as long as a test set says nothing else. See benchmarks/README.md.
 CORRELATION = 0.3
@@ -40,19 +37,14 @@ MAX_LISTED = 20  # mistakes that are printed
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
 MAX_CARDS = 300  # mistakes on the page, and correct examples; each takes 5 kB
 N_EXAMPLES = 3  # of each class
-SOUNDS = "sounds"  # beside the page: what is written for browsers
 MAX_COLUMNS = 200  # of a spectrogram on the page
-PLAYABLE = frozenset("WAV FLAC OGG MP3".split())  # formats that browsers play
-PLAYABLE_SUBTYPES = frozenset("PCM_16 PCM_S8 PCM_U8 VORBIS OPUS MPEG_LAYER_III".split())
-MIN_PLAYABLE = 8000  # Hz; below 3000, Chromium plays silence
-MAX_PLAYABLE = 96000  # Hz; every browser must play the rates between these two in Web Audio
-MAX_SECONDS = 60  # of a sound that is written for browsers
-# Equal in the training runs of all folds of one cross-validation.
-FOLD_KEYS = ("classes", "seed", "features", "network", "hyperparameters", "weights", "--groups",
-             "--folds", "--folds-by")
+MAX_SECONDS = 10  # of each sound on the page
+MIN_SHARED = 60  # seconds of sound on the page that are worth the start of worker processes
+MAX_SOUND_BYTES = 22e6  # of all sounds on the page, so that it can be mailed
+MP3_RATES = 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000  # Hz
+MP3_BITS = 2.2  # for a sample of noise; other sounds take fewer
 MAX_CURVES = 21  # classes that colours and dashes can tell apart
 MAX_CELLS = 72  # classes whose counts are legible in a confusion matrix
-MAX_NAMES = 400  # classes whose names are legible there; of more, every second or third is named
 # Okabe and Ito's colours, for the colour-blind. Their yellow is invisible on white.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = "-", "--", "-."
@@ -97,123 +89,178 @@ def parse_args():
     if args.folds and (args.sounds or args.data):
         parser.error("--folds: scores only the test sounds of the folds; leave out "
                      f"{'--data' if args.data else 'the new sounds'}")
-    if args.csv and not args.sounds:
-        parser.error("--csv: no new sounds given; name sounds or folders")
-    if args.threshold and not args.sounds:
-        parser.error("--threshold: no new sounds given; name sounds or folders")
+    for flag, value in (("--csv", args.csv), ("--threshold", args.threshold)):
+        if value and not args.sounds:
+            parser.error(f"{flag}: no new sounds given; name sounds or folders")
     return args
 
 
-# ---------------------------------------------------------------- load the test set
+# ---------------------------------------------------------------- the test sounds
 
-def load_test_set(args, info):
-    """Load the test sounds that the weights name, or all sounds in --data.
+def list_fold_weights(weights):
+    """List the weights of all folds of a cross-validation. Raises UserError."""
+    import models
+    first = models.load_training(utils.fold_path(weights, 1))
+    n_folds = first.fold[1] if first.fold else 1
+    paths = [utils.fold_path(weights, k) for k in range(1, n_folds + 1)]
+    tested = set()
+    for k, path in enumerate(paths, 1):
+        training = models.load_training(path)
+        # The number of epochs may follow from the number of sounds, which differs.
+        is_same = (training.classes == first.classes
+                   and training.settings() == first.settings() | {"epochs": training.epochs}
+                   and training.split.contents.keys() == first.split.contents.keys())
+        is_fold = training.fold == [k, n_folds] and tested.isdisjoint(training.split.test)
+        if not (is_same and is_fold):
+            raise UserError(f"{path}: is not fold {k} of one cross-validation; train again with "
+                            "--folds and --fresh")
+        tested.update(training.split.test)
+    return paths
 
-    Returns their utils.Source, a mapping from name to spectrogram, and how many were skipped.
+
+def check_known_classes(source, training, path, places):
+    """Raise UserError if there are classes that the weights at `path` do not know.
+
+    places: the places of the training as a dict, or None for sounds of another folder.
     """
-    samples = args.data or args.samples
-    preproc = args.data or args.preproc
-    source = utils.find_source(samples, preproc, FeatureSettings(**info["features"]))
-    check_known_classes(source, args, info)
-    names = select_test_sounds(source, args, info)
-    spectrograms, n_skipped = utils.read_spectrograms(source, names)
-    note_known_sounds(source.folder, spectrograms, info)
-    if not spectrograms:
-        raise UserError(f"{source.folder}: no test sound of {args.weights} can be read; "
-                        "name another labelled folder with --data")
-    return source, spectrograms, n_skipped
-
-
-def check_known_classes(source, args, info):
-    """Raise UserError if there are classes that the weights do not know."""
-    unknown = sorted(set(map(utils.class_of, source.names)) - set(info["classes"]))
+    unknown = sorted(set(map(utils.class_of, source.names)) - set(training.classes))
     if not unknown:
         return
-    save = args.weights
-    if info.get("fold"):
-        save = save.with_stem(re.sub(r"-fold\d+$", "", save.stem))
-    flags = ["--fresh", "--save", save]
-    for flag in ("--groups", "--test", "--folds", "--folds-by"):
-        if info.get(flag):
-            flags += [flag, info[flag]]
-    training = utils.command("train_network.py", *flags, samples=args.samples,
-                             preproc=args.preproc, results=args.results)
-    remedy = f"to train with them: {training}"
-    if args.data:
-        remedy = f"rename its folders to classes of the weights: {', '.join(info['classes'])}"
-    raise UserError(f"{source.folder}: holds classes that {args.weights} does not know, "
+    if places:
+        save = path.with_stem(re.sub(r"-fold\d+$", "", path.stem)) if training.fold else path
+        flags = [word for pair in training.flags.items() for word in pair]
+        command = utils.command("train_network.py", "--fresh", "--save", save, *flags, **places)
+        remedy = f"to train with them: {command}"
+    else:
+        remedy = f"rename its folders to classes of the weights: {', '.join(training.classes)}"
+    raise UserError(f"{source.folder}: holds classes that {path} does not know, "
                     f"{', '.join(unknown)}; {remedy}")
 
 
-def select_test_sounds(source, args, info):
-    """Select the sounds to evaluate on, and print notes on them. Returns their names."""
-    sounds = set(utils.originals(source.names, source.copies))
-    used = {*info["train"], *info["validation"], *(name for name, _ in info["seen"])}
-    if args.data:
-        return sorted(sounds)
-    test = set(info["test"])
-    found = test & set(source.names)
-    if n_missing := len(test) - len(found):
-        say(f"{source.folder}: {n_missing} of {len(test)} test sounds missing")
-    if n_new := len(sounds - used - test - set(info["unused"])):
+def select_test_sounds(source, split):
+    """Select the test sounds of a Split, and print how many are missing or new."""
+    found = sorted(set(split.test).intersection(source.names))
+    if n_missing := len(split.test) - len(found):
+        say(f"{source.folder}: {n_missing} of {len(split.test)} test sounds missing")
+    known = {*split.contents, *(name for name, _ in split.seen)}
+    if n_new := len(set(utils.originals(source.names, source.copies)) - known):
         say(f"{source.folder}: {n_new} sounds are new since training and are not tested; "
             "train_network.py --fresh includes them")
-    return sorted(found)
+    return found
 
 
-def note_known_sounds(folder, spectrograms, info):
+def note_known_sounds(folder, spectrograms, split):
     """Print how many of the sounds to test the training used, by their contents."""
-    known = {info["contents"][name] for name in info["train"] + info["validation"]}
-    known.update(content for _, content in info["seen"])
+    known = {split.contents[name] for name in split.train + split.validation}
+    known.update(content for _, content in split.seen)
     n_known = sum(utils.hash_content(s) in known for s in spectrograms.values())
     if n_known:
         say(f"{folder}: training used {n_known} of these {len(spectrograms)} sounds; the scores on "
             "them say nothing about new ones")
 
 
-def find_groups(names, info):
+def find_groups(names, training):
     """Find the group of each sound, a string: of test sounds as the split had it, else by name."""
-    known = dict(zip(info["test"], info["test_groups"]))
-    pattern = re.compile(info["--groups"]) if info.get("--groups") else None
+    known = dict(zip(training.split.test, training.split.test_groups))
+    pattern = training.flags.get("--groups")
+    pattern = pattern and re.compile(pattern)
     return [known.get(name) or utils.find_group(name, pattern) for name in names]
 
 
+@dataclasses.dataclass
+class Predictions:
+    """The predictions of a network for labelled sounds."""
+
+    names: list  # of the sounds
+    y: np.ndarray  # indices of their classes [shape=(n,)]
+    probabilities: np.ndarray  # [shape=(n, n_classes)]
+    raw: np.ndarray  # the same before calibration
+    groups: list  # the group of each sound
+    classes: list  # names
+
+    @property
+    def predicted(self):
+        """The index of the most probable class. [shape=(n,)]"""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def confidence(self):
+        """The probability of the predicted class. [shape=(n,)]"""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def is_right(self):
+        """Whether each prediction is right. [shape=(n,), bool]"""
+        return self.predicted == self.y
+
+    @property
+    def is_of_class(self):
+        """The labels as one-hot rows. [shape=(n, n_classes), bool]"""
+        return self.y[:, None] == np.arange(len(self.classes))
+
+    @property
+    def support(self):
+        """The number of sounds of each class. [shape=(n_classes,)]"""
+        return self.is_of_class.sum(axis=0)
+
+    @property
+    def counts(self):
+        """The confusion matrix. [shape=(n_classes, n_classes), rows true]"""
+        counts = np.zeros((len(self.classes),) * 2, int)
+        np.add.at(counts, (self.y, self.predicted), 1)
+        return counts
+
+
+def score_sounds(network, training, spectrograms):
+    """Predict the class of each sound, in a mapping from name to spectrogram: its Predictions."""
+    import models
+    names = list(spectrograms)
+    rows = models.predict_sounds(network, spectrograms.items())
+    raw = np.stack([row for _, row in utils.show_progress(rows, len(names), "Scoring")])
+    return Predictions(names, models.class_indices(names, training.classes),
+                       models.apply_temperature(raw, training.temperature), raw,
+                       find_groups(names, training), training.classes)
+
+
+def pool_folds(folds):
+    """Join the Predictions of all folds into one."""
+    return Predictions([name for fold in folds for name in fold.names],
+                       np.concatenate([fold.y for fold in folds]),
+                       np.concatenate([fold.probabilities for fold in folds]),
+                       np.concatenate([fold.raw for fold in folds]),
+                       [group for fold in folds for group in fold.groups], folds[0].classes)
+
+
 # ---------------------------------------------------------------- measure
-# y: class indices [shape=(n,)]. probabilities: [shape=(n, n_classes)].
 
-def measure_scores(y, probabilities, raw, info, groups=None):
-    """Measure the scores on a test set, as a dict for JSON.
+def measure_scores(predictions):
+    """Measure the scores of Predictions, as a dict for JSON.
 
-    raw: probabilities not calibrated. groups: the group of each sound, or None if each sound is
-    one. The scores of a class without test sounds are NaN and left out of the macro averages.
+    The scores of a class without test sounds are NaN and left out of the macro averages.
     """
     from sklearn import metrics
-    classes = info["classes"]
-    indices = range(len(classes))
-    is_right = probabilities.argmax(axis=1) == y
-    groups = np.arange(len(y)) if groups is None else groups
-    positive = y[:, None] == np.arange(len(classes))  # (n, n_classes)
+    y = predictions.y
+    probabilities = predictions.probabilities
+    classes = predictions.classes
+    is_of_class = predictions.is_of_class
     top_3 = math.nan
     if len(classes) > 3:
-        top_3 = metrics.top_k_accuracy_score(y, probabilities, k=3, labels=indices)
+        top_3 = metrics.top_k_accuracy_score(y, probabilities, k=3, labels=range(len(classes)))
     report = {
-        "accuracy": float(is_right.mean()),
-        "accuracy_95": compute_interval(is_right, groups),
-        "n_groups": len(set(groups)),
+        "accuracy": float(predictions.is_right.mean()),
+        "accuracy_95": compute_interval(predictions.is_right, predictions.groups),
+        "n_groups": len(set(predictions.groups)),
         "top_3_accuracy": top_3,
-        "micro_auc": metrics.roc_auc_score(positive, probabilities, average="micro"),
+        "micro_auc": metrics.roc_auc_score(is_of_class, probabilities, average="micro"),
         "micro_average_precision": metrics.average_precision_score(
-            positive, probabilities, average="micro"),
+            is_of_class, probabilities, average="micro"),
         **measure_calibration(y, probabilities),
-        "uncalibrated": measure_calibration(y, raw),
-        "temperature": info["temperature"],
+        "uncalibrated": measure_calibration(y, predictions.raw),
         "classes": classes,
-        "support": dict(zip(classes, np.bincount(y, minlength=len(classes)).tolist())),
+        "support": dict(zip(classes, predictions.support.tolist())),
         "n_test": len(y),
-        "n_train": len(info["train"]) + len(info["validation"]),  # sounds and copies
-        "n_validation": len(info["validation"]),
     }
-    for key, values in measure_classes(y, probabilities).items():
+    for key, values in measure_classes(predictions).items():
         defined = values[np.isfinite(values)]
         report[f"macro_{key}"] = float(defined.mean()) if len(defined) else math.nan
         report[key] = dict(zip(classes, values.tolist()))
@@ -221,27 +268,22 @@ def measure_scores(y, probabilities, raw, info, groups=None):
     return report
 
 
-def measure_classes(y, probabilities):
+def measure_classes(predictions):
     """Measure each class against the rest. Returns a dict from score to [shape=(n_classes,)]."""
     from sklearn import metrics
-    n_classes = probabilities.shape[1]
+    y = predictions.y
+    n_classes = len(predictions.classes)
     *rows, support = metrics.precision_recall_fscore_support(
-        y, probabilities.argmax(axis=1), labels=range(n_classes), zero_division=0)
+        y, predictions.predicted, labels=range(n_classes), zero_division=0)
     precision, recall, f1 = np.where(support > 0, rows, np.nan)
     auc = np.full(n_classes, np.nan)
     average_precision = np.full(n_classes, np.nan)
     for k in np.flatnonzero((support > 0) & (support < len(y))):
-        auc[k] = metrics.roc_auc_score(y == k, probabilities[:, k])
-        average_precision[k] = metrics.average_precision_score(y == k, probabilities[:, k])
+        p = predictions.probabilities[:, k]
+        auc[k] = metrics.roc_auc_score(y == k, p)
+        average_precision[k] = metrics.average_precision_score(y == k, p)
     return {"precision": precision, "recall": recall, "f1": f1, "auc": auc,
             "average_precision": average_precision}
-
-
-def count_predictions(y, probabilities):
-    """Count the predictions of each class. Returns [shape=(n_classes, n_classes)], rows true."""
-    from sklearn.metrics import confusion_matrix
-    labels = range(probabilities.shape[1])
-    return confusion_matrix(y, probabilities.argmax(axis=1), labels=labels)
 
 
 def compute_interval(is_right, groups):
@@ -296,25 +338,16 @@ def bin_predictions(y, probabilities, n_bins):
     return counts, np.bincount(bins, confidence) / counts, np.bincount(bins, is_right)
 
 
-def score_thresholds(test):
-    """Score the thresholds of the weights on the test sounds, for metrics.json."""
-    import models
-    is_right = test["probabilities"].argmax(axis=1) == test["y"]
-    last = test["info"]["history"][-1]
-    scores = {}
-    for key in map("threshold_{}".format, models.TARGETS):
-        if key in last:
-            value = last[key]
-            reached = test["probabilities"].max(axis=1) >= value
-            accuracy = float(is_right[reached].mean()) if reached.any() else math.nan
-            scores[key] = {"threshold": value, "coverage": float(reached.mean()),
-                           "accuracy": accuracy}
-    return scores
+def measure_threshold(predictions, threshold):
+    """Measure the share of the sounds that reach a threshold, and the accuracy on them."""
+    reached = predictions.confidence >= threshold
+    accuracy = float(predictions.is_right[reached].mean()) if reached.any() else math.nan
+    return {"threshold": threshold, "coverage": float(reached.mean()), "accuracy": accuracy}
 
 
-def order_by_confidence(rows, probabilities):
-    """Order the indices of some predictions, most confident first."""
-    return rows[np.argsort(-probabilities[rows].max(axis=1), kind="stable")]
+def order_by_confidence(predictions, rows):
+    """Order some row numbers of Predictions, most confident first."""
+    return rows[np.argsort(-predictions.confidence[rows], kind="stable")]
 
 
 class Mistake(NamedTuple):
@@ -328,23 +361,22 @@ class Mistake(NamedTuple):
     is_doubtful: bool  # whether the label may be wrong
 
 
-def list_mistakes(test):
+def list_mistakes(predictions):
     """List the wrong predictions, most confident first. Returns a list of Mistake."""
-    y = test["y"]
-    probabilities = test["probabilities"]
-    classes = test["info"]["classes"]
-    predicted = probabilities.argmax(axis=1)
-    is_doubtful = find_doubtful(y, probabilities)
+    classes = predictions.classes
+    predicted = predictions.predicted
+    is_doubtful = find_doubtful(predictions)
     mistakes = []
-    for i in order_by_confidence(np.flatnonzero(predicted != y), probabilities):
-        row = probabilities[i]
+    for i in order_by_confidence(predictions, np.flatnonzero(~predictions.is_right)):
+        label = predictions.y[i]
+        row = predictions.probabilities[i]
         mistakes.append(Mistake(
-            test["names"][i], classes[y[i]], classes[predicted[i]], round(row.max(), 6),
-            round(row[y[i]], 6), bool(is_doubtful[i])))
+            predictions.names[i], classes[label], classes[predicted[i]], round(row.max(), 6),
+            round(row[label], 6), bool(is_doubtful[i])))
     return mistakes
 
 
-def find_doubtful(y, probabilities):
+def find_doubtful(predictions):
     """Find labels that may be wrong, by confident learning (Northcutt, Jiang and Chuang 2021).
 
     The limit of a class is its mean probability over the sounds with that label. A class is likely
@@ -352,12 +384,14 @@ def find_doubtful(y, probabilities):
     and the most probable likely class is another one. The network must not have learned from the
     sounds. Returns bool [shape=(n_sounds,)].
     """
+    y = predictions.y
+    probabilities = predictions.probabilities
     limits = np.full(probabilities.shape[1], np.inf)  # of classes without sounds
     for k in np.unique(y):
         limits[k] = probabilities[y == k, k].mean()
     is_likely = probabilities >= limits
     likeliest = np.where(is_likely, probabilities, -1).argmax(axis=1)
-    return is_likely.any(axis=1) & (likeliest != y) & (probabilities.argmax(axis=1) != y)
+    return is_likely.any(axis=1) & (likeliest != y) & ~predictions.is_right
 
 
 def choose_mistakes(mistakes):
@@ -376,24 +410,22 @@ def choose_mistakes(mistakes):
     return [mistakes[i] for i in sorted(chosen)]
 
 
-def list_examples(test, mistakes):
+def list_examples(predictions, mistakes):
     """List the names of the most confident correct predictions, to compare with `mistakes`.
 
     There are at most N_EXAMPLES of each class of the mistakes, or of all classes if there are no
     mistakes, and at most MAX_CARDS in all.
     """
-    y = test["y"]
-    classes = test["info"]["classes"]
+    classes = predictions.classes
     wanted = {mistake.label for mistake in mistakes} | {mistake.predicted for mistake in mistakes}
     wanted = wanted or set(classes)
     n = int(np.clip(MAX_CARDS // len(wanted), 1, N_EXAMPLES))
-    is_right = test["probabilities"].argmax(axis=1) == y
     examples = []
-    for k in np.unique(y):
+    for k in np.unique(predictions.y):
         if classes[k] in wanted:
-            rows = np.flatnonzero((y == k) & is_right)
-            rows = order_by_confidence(rows, test["probabilities"])
-            examples += [test["names"][i] for i in rows[:n]]
+            rows = np.flatnonzero((predictions.y == k) & predictions.is_right)
+            rows = order_by_confidence(predictions, rows)
+            examples += [predictions.names[i] for i in rows[:n]]
     return examples[:MAX_CARDS]
 
 
@@ -406,6 +438,7 @@ def format_decimals(value):
 
 def print_report(report, mistakes):
     """Print the scores of each class, the first mistakes, and the overall scores."""
+    import models
     width = max(len(name) for name in ("Class", *report["classes"]))
     say("", f"{'Class':{width}}  sounds  recall  precision     AUC")
     for name, n in report["support"].items():
@@ -421,8 +454,17 @@ def print_report(report, mistakes):
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
     if n_doubtful := sum(mistake.is_doubtful for mistake in mistakes):
         say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv")
-    print_thresholds(report)
-    print_folds(report)
+    if report["folds"]:
+        print_folds(report["folds"])
+    else:
+        n = report["n_validation"]
+        if report["threshold"]:
+            values = map(format_decimals, report["threshold"].values())
+            origin = f"chosen for {models.TARGET} % accuracy on {n} validation sounds"
+            say("", "Threshold  coverage  accuracy",
+                "{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
+        else:
+            say("", f"No threshold for {models.TARGET} %: {models.explain_no_threshold(n)}")
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
     basis = f" over {report['n_groups']} groups" if report["n_groups"] < report["n_test"] else ""
@@ -433,32 +475,12 @@ def print_report(report, mistakes):
         f"{report['uncalibrated']['calibration_error']:.4f}")
 
 
-def print_thresholds(report):
-    """Print what each threshold of the weights does to the test sounds, or why there is none."""
-    import models
-    if report["folds"]:
-        return  # each fold has its own
-    n = report["n_validation"]
-    say("")
-    if report["thresholds"]:
-        say("Threshold  coverage  accuracy")
-    for percent in models.TARGETS:
-        if scores := report["thresholds"].get(f"threshold_{percent}"):
-            values = map(format_decimals, scores.values())
-            origin = f"chosen for {percent} % accuracy on {n} validation sounds"
-            say("{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
-        else:
-            say(f"No threshold for {percent} %: {models.explain_no_threshold(percent, n)}")
-
-
-def print_folds(report):
+def print_folds(folds):
     """Print the scores of each fold of cross-validation, their mean and standard deviation."""
-    if not report["folds"]:
-        return
     keys = "accuracy", "balanced_accuracy", "macro_auc"
-    rows = np.array([[fold[key] for key in keys] for fold in report["folds"]], float)
+    rows = np.array([[fold[key] for key in keys] for fold in folds], float)
     say("", "Fold      sounds  accuracy  balanced  macro AUC")
-    for k, (row, fold) in enumerate(zip(rows, report["folds"]), 1):
+    for k, (row, fold) in enumerate(zip(rows, folds), 1):
         say(f"{k:<8}  {fold['n_test']:6}" + "  {:>8}  {:>8}  {:>9}".format(
             *map(format_decimals, row)))
     with warnings.catch_warnings(action="ignore"):  # of no fold at all
@@ -470,10 +492,11 @@ def print_folds(report):
             "in its mean and std")
 
 
-def score_rows(names, y, probabilities, classes):
+def list_scores(predictions):
     """Yield the rows of scores.csv, one at a time: together they may exceed the memory."""
+    classes = predictions.classes
     yield ["file", "class", "predicted", *classes]
-    for name, k, row in zip(names, y, probabilities):
+    for name, k, row in zip(predictions.names, predictions.y, predictions.probabilities):
         yield [name, classes[k], classes[row.argmax()], *(f"{p:.6f}" for p in row)]
 
 
@@ -490,27 +513,27 @@ def round_score(value, n):
     return "none" if math.isnan(value) else f"{value:.{n_digits}f}"
 
 
-def trace_curves(y, probabilities, trace):
+def trace_curves(predictions, trace):
     """Trace a curve for each class, by its index, and the micro average. Returns a dict of them."""
-    positive = y[:, None] == np.arange(probabilities.shape[1])  # (n, n_classes)
+    positive = predictions.is_of_class
     curves = {}
     for k in np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0)):
-        curves[k] = trace(positive[:, k], probabilities[:, k])[:2]
-    curves["micro"] = trace(positive.ravel(), probabilities.ravel())[:2]
+        curves[k] = trace(positive[:, k], predictions.probabilities[:, k])[:2]
+    curves["micro"] = trace(positive.ravel(), predictions.probabilities.ravel())[:2]
     return curves
 
 
-def plot_roc(path, y, probabilities, report):
+def plot_roc(path, predictions, report):
     """Draw the ROC curves of the classes and their averages, on a linear and a log axis."""
     from sklearn.metrics import roc_curve
-    curves = trace_curves(y, probabilities, roc_curve)  # false and true positive rates
+    curves = trace_curves(predictions, roc_curve)  # false and true positive rates
     macro = average_curves([curves[k] for k in curves if k != "micro"] or [curves["micro"]])
     n_test = report["n_test"]
     auc = round_score(report["macro_auc"], n_test)
     with utils.new_figure(path, 12.5, 5) as figure:
         panels = figure.subplots(1, 2)
         for panel in panels:
-            draw_curves(panel, curves, report, "auc")
+            draw_curves(panel, predictions, curves, report["auc"], report["micro_auc"])
             panel.plot(*macro, color="0.5", lw=2.5, label=f"{auc}  macro average")
             panel.set(xlabel="False positive rate", ylabel="True positive rate")
         panels[0].plot([0, 1], [0, 1], color="0.8", lw=1, label="0.5  chance")
@@ -528,49 +551,54 @@ def average_curves(curves):
     return rates, np.mean([np.interp(rates, x, height) for x, height in curves], axis=0)
 
 
-def plot_precision_recall(path, y, probabilities, report):
+def plot_precision_recall(path, predictions, report):
     """Draw the precision-recall curves of the classes and their micro average."""
     from sklearn.metrics import precision_recall_curve
-    curves = trace_curves(y, probabilities, partial(precision_recall_curve, drop_intermediate=True))
+    curves = trace_curves(predictions, partial(precision_recall_curve, drop_intermediate=True))
     curves = {k: (recall, precision) for k, (precision, recall) in curves.items()}
     mean = round_score(report["macro_average_precision"], report["n_test"])
     with utils.new_figure(path, 8, 5) as figure:
         panel = figure.subplots()
-        draw_curves(panel, curves, report, "average_precision", drawstyle="steps-post")
+        draw_curves(panel, predictions, curves, report["average_precision"],
+                    report["micro_average_precision"], drawstyle="steps-post")
         panel.set(xlabel="Recall", ylabel="Precision",
                   title=f"{report['n_test']} test sounds, mean average precision {mean}")
         figure.legend(title="AP  class (sounds)", loc="outside right upper", fontsize=8)
 
 
-def draw_curves(panel, curves, report, key, **style):
-    """Draw curves with the scores report[key]. If there are many, only the worst are coloured."""
-    classes = report["classes"]
-    scores = {k: report[key][classes[k]] for k in curves if k != "micro"}
+def draw_curves(panel, predictions, curves, class_scores, micro_score, **style):
+    """Draw curves with their scores. If there are many, only the worst are coloured.
+
+    class_scores: dict from class to score. micro_score: that of the micro average.
+    """
+    classes = predictions.classes
+    support = predictions.support
+    n_test = len(predictions.y)
+    scores = {k: class_scores[classes[k]] for k in curves if k != "micro"}
     worst = sorted(sorted(scores, key=scores.get)[:MAX_CURVES])
     others = [k for k in scores if k not in worst]
     for k in others:
         panel.plot(*curves[k], color="0.85", lw=0.7, **style)
     if others:
-        lowest = round_score(min(scores[k] for k in others), report["n_test"])
+        lowest = round_score(min(scores[k] for k in others), n_test)
         panel.lines[0].set_label(f"{len(others)} others, at least {lowest}")
     for i, k in enumerate(worst):
-        n = report["support"][classes[k]]
+        score = round_score(scores[k], support[k])
         panel.plot(*curves[k], color=COLORS[i % 7], ls=DASHES[i // 7], lw=1.4,
-                   label=f"{round_score(scores[k], n)}  {escape_math(classes[k])} ({n})", **style)
-    micro = round_score(report[f"micro_{key}"], report["n_test"])
-    panel.plot(*curves["micro"], color="0.5", lw=2.5, ls=":", label=f"{micro}  micro average",
-               **style)
+                   label=f"{score}  {escape_math(classes[k])} ({support[k]})", **style)
+    panel.plot(*curves["micro"], color="0.5", lw=2.5, ls=":",
+               label=f"{round_score(micro_score, n_test)}  micro average", **style)
     panel.set(ylim=(-0.02, 1.02))
     panel.grid(color="0.92")
 
 
-def plot_confusion(path, y, probabilities, report):
+def plot_confusion(path, predictions):
     """Draw the confusion matrix: a row for each class, with counts and shares of the class."""
-    n = len(report["classes"])
-    counts = count_predictions(y, probabilities)
+    n = len(predictions.classes)
+    counts = predictions.counts
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(1, totals)
-    names = [escape_math(name) for name in report["classes"]]
+    names = [escape_math(name) for name in predictions.classes]
     with utils.new_figure(path, min(41, 4 + 0.5 * n), min(40, 3 + 0.5 * n)) as figure:  # inches
         axes = figure.subplots()
         # imshow would take ten times as much memory.
@@ -579,39 +607,34 @@ def plot_confusion(path, y, probabilities, report):
         axes.set_aspect("equal")
         axes.invert_yaxis()
         figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.04, 1)), label="Share of the class")
-        if n <= MAX_CELLS:
-            label_cells(axes, counts, shares)
-        step = math.ceil(n / MAX_NAMES)
-        axes.set_xticks(range(0, n, step), names[::step], rotation="vertical")
+        for row, column in np.argwhere(counts) if n <= MAX_CELLS else []:
+            share = shares[row, column]
+            axes.text(column, row, f"{counts[row, column]}\n{share:.0%}", ha="center",
+                      va="center", fontsize=7, color="white" if share > 0.5 else "black")
+        axes.set_xticks(range(n), names, rotation="vertical")
         for k in np.flatnonzero(totals == 0):
             axes.axhspan(k - 0.5, k + 0.5, facecolor="none", edgecolor="0.8", hatch="///", lw=0)
             names[k] += " (no test sounds)"
-        axes.set_yticks(range(0, n, step), names[::step])
-        axes.tick_params(labelsize=min(10, 2000 * step / n))
-        axes.set(title=f"{np.trace(counts)} of {len(y)} right", xlabel="Predicted",
+        axes.set_yticks(range(n), names)
+        axes.tick_params(labelsize=min(10, 2000 / n))
+        axes.set(title=f"{np.trace(counts)} of {counts.sum()} right", xlabel="Predicted",
                  ylabel="True class")
 
 
-def label_cells(axes, counts, shares):
-    """Write the counts and shares into a confusion matrix."""
-    for row, column in np.argwhere(counts):
-        share = shares[row, column]
-        axes.text(column, row, f"{counts[row, column]}\n{share:.0%}", ha="center", va="center",
-                  fontsize=7, color="white" if share > 0.5 else "black")
-
-
-def plot_reliability(path, y, probabilities, raw, report):
+def plot_reliability(path, predictions, report):
     """Draw how often predictions are right at each confidence, before and after calibration.
 
     Few sounds get few bins. A deviation within a point's interval may be chance. The intervals
     take the sounds as independent: a bin holds too few of a group to measure more.
     """
+    y = predictions.y
     n_bins = int(np.clip(len(y) // 20, 3, N_BINS))
     with utils.new_figure(path, 6, 6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.plot([0, 1], [0, 1], color="0.8", label="perfect calibration")
-        for name, p, scores, color in (("before", raw, report["uncalibrated"], COLORS[1]),
-                                       ("after", probabilities, report, COLORS[0])):
+        for name, p, scores, color in (
+                ("before", predictions.raw, report["uncalibrated"], COLORS[1]),
+                ("after", predictions.probabilities, report, COLORS[0])):
             counts, confidence, n_right = bin_predictions(y, p, n_bins)
             accuracy = n_right / counts
             bounds = np.stack(wilson_interval(accuracy, counts))
@@ -627,10 +650,14 @@ def plot_reliability(path, y, probabilities, raw, report):
         below.set(xlabel="Confidence", ylabel="Sounds", xlim=(0, 1))
 
 
-def plot_coverage(path, y, probabilities, report):
-    """Draw how many sounds reach each threshold, and the accuracy on them."""
+def plot_coverage(path, predictions, threshold):
+    """Draw how many sounds reach each threshold, and the accuracy on them.
+
+    threshold: that of the weights, or None.
+    """
     import models
-    thresholds, coverage, accuracy = models.measure_coverage(y, probabilities)
+    thresholds, coverage, accuracy = models.measure_coverage(
+        predictions.y, predictions.probabilities)
     # No sound reaches a threshold of 1, and every sound reaches 0. The axis holds neither.
     thresholds = np.clip([1, *thresholds, 0], 1e-12, 1 - 1e-12)
     coverage = [0, *coverage, 1]
@@ -641,15 +668,15 @@ def plot_coverage(path, y, probabilities, report):
         panel.step(thresholds, coverage, color=COLORS[1], where="post", label="coverage: share of "
                    "the sounds at or above the threshold")
         panel.step(thresholds, accuracy, color=COLORS[0], where="post", label="accuracy on these")
-        for (key, scores), dashes in zip(report["thresholds"].items(), ("--", ":")):
-            origin = f"chosen for {key[-2:]} % accuracy on validation sounds"
-            panel.axvline(scores["threshold"], color="0.4", ls=dashes,
-                          label=f"{scores['threshold']:.4f}: {origin}")
+        if threshold is not None:
+            panel.axvline(threshold, color="0.4", ls="--", label=f"{threshold:.4f}: chosen for "
+                          f"{models.TARGET} % accuracy on validation sounds")
         panel.set_xscale("logit")
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xticks([], minor=True)
-        panel.set(xlabel="Threshold: the least confidence", xlim=(ticks[0], ticks[-1]),
-                  ylim=(-0.02, 1.02), title=f"Coverage and accuracy, {len(y)} test sounds")
+        panel.set(title=f"Coverage and accuracy, {len(predictions.y)} test sounds",
+                  xlabel="Threshold: the least confidence", xlim=(ticks[0], ticks[-1]),
+                  ylim=(-0.02, 1.02))
         panel.grid(color="0.92")
         panel.legend(fontsize=8)
 
@@ -661,54 +688,45 @@ def find_loudest(image):
 
 # ---------------------------------------------------------------- the page
 
-def save_page(args, folder, test, report, mistakes):
-    """Write report.html: the scores, and the mistakes with spectrograms and players."""
-    classes = report["classes"]
-    counts = count_predictions(test["y"], test["probabilities"])
-    chosen = choose_mistakes(mistakes)
-    names = [mistake.file for mistake in chosen] + list_examples(test, chosen)
-    samples = args.data or args.samples
-    sounds = (describe_sound(name, test, samples, folder) for name in names)
-    cards = list(utils.show_progress(sounds, len(names), "Writing the page"))
-    page = fill_template(
-        "report_template.html", report=report, samples=samples, max_seconds=MAX_SECONDS,
-        classes=[shown(name) for name in classes],
-        matrix=counts.tolist() if len(classes) <= MAX_CELLS else [],
-        mistakes=[card | describe_mistake(row, classes) for card, row in zip(cards, chosen)],
-        pairs={(mistake.label, mistake.predicted) for mistake in chosen},
-        examples=cards[len(chosen):], n_mistakes=len(mistakes),
-        nyquist=report["features"]["sample_rate"] // 2,
-        plots={f"{name}.{args.format}": embed_picture(folder / f"{name}.{args.format}")
-               for name in PLOTS})
-    utils.save_text(folder / "report.html", page)
+def save_page(path, predictions, report, mistakes, pictures, source, samples):
+    """Write the page: the scores, and the mistakes with spectrograms and players.
 
-
-def fill_template(name, **values):
-    """Fill in a Jinja template beside this script. Values are escaped: names cannot run code."""
+    pictures: paths of the plots. source: of the spectrograms. samples: the folder of the sounds.
+    """
     import jinja2
-    environment = jinja2.Environment(
+    classes = predictions.classes
+    chosen = choose_mistakes(mistakes)
+    names = [mistake.file for mistake in chosen] + list_examples(predictions, chosen)
+    cards = []
+    for name in names:
+        spectrogram = source.read(name, folder=source.folder, settings=source.settings)
+        cards.append({"file": shown(name), "label": classes.index(utils.class_of(name)),
+                      "seconds": utils.count_seconds(spectrogram, source.settings),
+                      "image": embed_spectrogram(spectrogram)})
+    playable, max_seconds = choose_playback(source.settings, len(names))
+    embed = partial(embed_sound, folder=samples, settings=source.settings, playable=playable,
+                    seconds=max_seconds)
+    total = sum(min(card["seconds"], max_seconds) for card in cards)
+    jobs = 0 if total < MIN_SHARED else None
+    sounds, _ = utils.map_files(embed, names, "Writing the page", jobs, folder=samples)
+    for name, card in zip(names, cards):
+        card["audio"] = sounds.get(name)
+    for card, mistake in zip(cards, chosen):
+        card["predicted"] = classes.index(mistake.predicted)
+        card["confidence"] = mistake.confidence
+        card["is_doubtful"] = mistake.is_doubtful
+    environment = jinja2.Environment(  # values are escaped: names cannot run code
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template(name).render(values)
-
-
-def describe_sound(name, test, samples, folder):
-    """Describe a test sound for the page: its class, its picture and where to hear it."""
-    source = test["source"]
-    settings = source.settings
-    spectrogram = source.read(name, folder=source.folder, settings=settings)
-    path = provide_sound(name, samples, folder, settings)
-    seconds = utils.count_seconds(spectrogram, settings)
-    return {"file": shown(name), "label": test["info"]["classes"].index(utils.class_of(name)),
-            "image": embed_spectrogram(spectrogram), "seconds": seconds,
-            "url": path and make_url(path, folder),
-            "is_cut": path not in (None, samples / name) and seconds > MAX_SECONDS}
-
-
-def describe_mistake(mistake, classes):
-    """Describe the prediction of a Mistake for the page."""
-    return {"predicted": classes.index(mistake.predicted), "confidence": mistake.confidence,
-            "is_doubtful": mistake.is_doubtful}
+    page = environment.get_template("report_template.html").render(
+        report=report, samples=samples, max_seconds=max_seconds,
+        classes=[shown(name) for name in classes],
+        matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
+        mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
+        pairs={(mistake.label, mistake.predicted) for mistake in chosen},
+        nyquist=source.settings.sample_rate // 2,
+        plots={picture.name: embed_picture(picture) for picture in pictures})
+    utils.save_text(path, page)
 
 
 def embed_spectrogram(spectrogram):
@@ -731,69 +749,40 @@ def embed_picture(path):
     return kind and f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def provide_sound(name, samples, folder, settings):
-    """Provide a file with a sound that browsers can play.
+def choose_playback(settings, n_sounds):
+    """Choose how n_sounds sounds are played on the page.
 
-    If they cannot play the sound itself, its beginning is written into folder/sounds/ as WAV.
-    Returns a path, or None if there is no sound that can be read.
+    Returns FeatureSettings, with a rate of MP3 and at most two channels, and how many seconds of
+    each sound fit.
     """
-    path = samples / name
-    try:
-        if is_playable(path):
-            return path
-        y, sample_rate = read_beginning(path, settings)
-    except UserError:
-        return None
-    target = folder / SOUNDS / f"{name}.wav"
-    write_wav(target, y, sample_rate)
-    return target
+    higher = [rate for rate in MP3_RATES if rate >= settings.sample_rate]
+    sample_rate = min(higher, default=MP3_RATES[-1])
+    n_channels = min(settings.channels, 2)
+    playable = dataclasses.replace(settings, sample_rate=sample_rate, channels=n_channels)
+    n_bytes = sample_rate * n_channels * MP3_BITS / 8 * 4 / 3  # in a second; base64 adds a third
+    seconds = MAX_SOUND_BYTES / (n_bytes * n_sounds)
+    return playable, min(MAX_SECONDS, math.floor(10 * seconds) / 10)
 
 
-def make_url(path, folder):
-    """Make the URL of a file in a page in `folder`, relative if that is right in every place.
+def embed_sound(name, folder, settings, playable, seconds):
+    """Make a data URI of the beginning of a sound as the network hears it. Raises UserError.
 
-    It is not if `folder` is a link and the page is opened in its real place, or on two drives.
+    playable, seconds: as choose_playback returns them.
     """
-    try:
-        relative = os.path.relpath(path, folder)
-    except ValueError:
-        relative = ""
-    if (folder.resolve() / relative).resolve() != path.resolve():
-        return path.resolve().as_uri()
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
-
-
-def is_playable(path):
-    """Whether browsers can play a sound file. Raises UserError."""
-    with utils.reading(path), utils.open_sound(path) as file:
-        return (file.format in PLAYABLE and file.subtype in PLAYABLE_SUBTYPES
-                and file.channels <= 2 and MIN_PLAYABLE <= file.samplerate <= MAX_PLAYABLE)
-
-
-def read_beginning(path, settings):
-    """Read MAX_SECONDS of a sound as the network hears it, at a rate that browsers can play.
-
-    Returns float32 [shape=(n_samples, n_channels)] and the rate in Hz. Raises UserError.
-    """
-    sample_rate = int(np.clip(settings.sample_rate, MIN_PLAYABLE, MAX_PLAYABLE))
-    playable = dataclasses.replace(settings, sample_rate=sample_rate,
-                                   channels=min(settings.channels, 2))
-    blocks = ((y.T, settings.sample_rate)
-              for y in utils.convert_blocks(utils.read_blocks(path), settings))
-    n_left = MAX_SECONDS * sample_rate
+    path = Path(folder, name)
+    heard = utils.convert_blocks(utils.read_blocks(path), settings)
+    blocks = ((y.T, settings.sample_rate) for y in heard if y.size)
+    n = math.ceil(seconds * playable.sample_rate)
     parts = []
-    for y in utils.convert_blocks(blocks, playable):
-        parts.append(y[:, :n_left])  # (channels, n)
-        n_left -= y.shape[1]
-        if n_left <= 0:
+    for y in utils.convert_blocks(blocks, playable):  # (channels, n_samples)
+        parts.append(y)
+        if sum(part.shape[1] for part in parts) >= n:
             break
-    return np.concatenate(parts, axis=1).T, sample_rate
-
-
-def write_wav(path, y, sample_rate):
-    """Write y, float32 [shape=(n_samples, n_channels)], as WAV with 16 bits."""
-    with utils.whole_file(path) as temporary:
-        temporary.write_bytes(utils.encode_sound(y, sample_rate, "WAV", "PCM_16"))
+    if not any(y.size for y in parts):  # resampling may leave nothing
+        raise UserError(f"{path}: too short to be played")
+    y = np.concatenate(parts, axis=1)[:, :n].T
+    data = utils.encode_sound(y, playable.sample_rate, "MP3", "MPEG_LAYER_III")
+    return f"data:audio/mpeg;base64,{base64.b64encode(data).decode()}"
 
 
 # ---------------------------------------------------------------- classify new sounds
@@ -822,36 +811,41 @@ def read_sounds(paths, settings, errors):
             yield path, spectrogram
 
 
-def print_predictions(paths, predictions, classes, threshold=0, csv=None):
-    """Print a line for each sound: path, class, confidence, second class, its probability.
+def classify(places, weights, threshold, csv):
+    """Print the classes of new sounds. Returns how many were skipped.
 
-    predictions: (path, probabilities [shape=(n_classes,)]) pairs. threshold: the confidence below
-    which the class is unknown. csv: path of a table, or None. Returns the predicted names.
+    places: paths of sounds, and of folders of them. threshold: the confidence below which a sound
+    is unknown, or "auto". csv: path of a table for the probabilities, or None.
     """
-    import models
+    utils.check_weights_path(weights)
+    import models  # loads Keras
+    paths, errors = list_sounds(places)
+    network, training = models.load_network(weights)
+    threshold = models.find_threshold(threshold, training)
+    classes = training.classes
     path_width = max((len(str(path)) for path in paths), default=0)
-    names = [*classes, models.UNKNOWN]  # of the indices of the classes, and of -1
     class_width = max(map(len, classes))
     rows = [["file", "predicted", *classes]]
+    sounds = read_sounds(paths, training.features, errors)
     try:
-        for path, probabilities in predictions:
-            predicted = models.choose_classes(probabilities, threshold)
-            first, second = np.argsort(-probabilities)[:2]
-            note = f"  {models.UNKNOWN}" if predicted < 0 else ""
-            say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {probabilities[first]:.4f}"
-                f"  {classes[second]:{class_width}} {probabilities[second]:.4f}{note}")
-            rows.append([path, names[predicted], *(f"{p:.6f}" for p in probabilities)])
+        for path, p in models.predict_sounds(network, sounds, training.temperature):
+            first, second = np.argsort(-p)[:2]
+            is_known = models.choose_classes(p, threshold) >= 0
+            predicted = classes[first] if is_known else models.UNKNOWN
+            note = "" if is_known else f"  {models.UNKNOWN}"
+            say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {p[first]:.4f}"
+                f"  {classes[second]:{class_width}} {p[second]:.4f}{note}")
+            rows.append([path, predicted, *(f"{value:.6f}" for value in p)])
     finally:  # after Ctrl-C too
         if csv:
             utils.save_csv(csv, rows)
-    return [row[1] for row in rows[1:]]
-
-
-def print_counts(predicted, threshold):
-    """Print how many sounds are predicted to be of each class. predicted: a name for each sound."""
-    counts = ", ".join(f"{name} ({n})" for name, n in Counter(predicted).most_common())
-    note = f" at threshold {threshold:g}" if threshold else ""
-    say("", f"Predicted for {len(predicted)} sounds{note}: {counts}")
+    n = len(rows) - 1
+    if n > 1:
+        counts = Counter(row[1] for row in rows[1:]).most_common()
+        note = f" at threshold {threshold:g}" if threshold else ""
+        say("", f"Predicted for {n} sounds{note}: "
+                + ", ".join(f"{name} ({count})" for name, count in counts))
+    return utils.name_skipped(errors)
 
 
 def flatten_path(path):
@@ -862,167 +856,92 @@ def flatten_path(path):
 
 # ---------------------------------------------------------------- the command
 
-def describe_run(args, info, backend):
+def describe_training(training):
+    """Describe the calibration and the numbers of sounds of a Training, for metrics.json."""
+    split = training.split
+    return {"temperature": training.temperature,
+            "n_train": len(split.train) + len(split.validation),  # sounds and copies
+            "n_validation": len(split.validation)}
+
+
+def describe_run(training, samples):
     """Describe the network, the data and the package versions, for metrics.json."""
-    packages = "keras", backend, "numpy", "sklearn", "soxr"
+    import models
+    packages = "keras", models.keras.backend.backend(), "numpy", "sklearn", "soxr"
     versions = {name: sys.modules[name].__version__ for name in packages}
-    training = {key: info.get(key) for key in ("features", "network", "hyperparameters", "seed")}
-    return training | {"versions": {"python": platform.python_version(), **versions},
-                       "data": str(args.data or args.samples)}
-
-
-def classify(args):
-    """Classify the new sounds of the command line. Returns how many were skipped."""
-    utils.check_weights_path(args.weights)
-    import models  # loads Keras
-    paths, errors = list_sounds(args.sounds)
-    network, info = models.load_network(args.weights)
-    sounds = read_sounds(paths, FeatureSettings(**info["features"]), errors)
-    predictions = models.predict_sounds(network, sounds, info["temperature"])
-    threshold = models.find_threshold(args.threshold, info)
-    predicted = print_predictions(paths, predictions, info["classes"], threshold, args.csv)
-    if len(predicted) > 1:
-        print_counts(predicted, threshold)
-    return utils.name_skipped(errors)
-
-
-def list_weights(args):
-    """List the weights to evaluate: one file, or one for each fold. Raises UserError."""
-    if not args.folds:
-        utils.check_weights_path(args.weights)
-        return [args.weights]
-    first = utils.fold_path(args.weights, 1)
-    utils.check_weights_path(first)
-    import models
-    _, n_folds = models.load_info(first).get("fold") or (1, 1)
-    paths = [utils.fold_path(args.weights, k) for k in range(1, n_folds + 1)]
-    check_folds(paths, [models.load_info(path) for path in paths])
-    return paths
-
-
-def check_folds(paths, infos):
-    """Raise UserError unless the weights are the folds of one cross-validation, in order."""
-    tested = set()
-    for k, (path, info) in enumerate(zip(paths, infos), 1):
-        is_same = all(info.get(key) == infos[0].get(key) for key in FOLD_KEYS)
-        has_same_sounds = list_known(info) == list_known(infos[0])
-        is_fold = info.get("fold") == [k, len(paths)] and tested.isdisjoint(info["test"])
-        if not (is_same and has_same_sounds and is_fold):
-            raise UserError(f"{path}: is not fold {k} of one cross-validation; train again with "
-                            "--folds and --fresh")
-        tested.update(info["test"])
-
-
-def list_known(info):
-    """List the names of all sounds that a training run split, as a set."""
-    return {name for subset in (*utils.SUBSETS, "unused") for name in info[subset]}
-
-
-def score_test_set(weights, args):
-    """Score the test sounds of a network.
-
-    Returns a dict: info, the source of the spectrograms, names, groups, y [shape=(n_sounds,)], the
-    probabilities [shape=(n_sounds, n_classes)], the same before calibration ("raw"), and how many
-    sounds were skipped.
-    """
-    import models
-    args = copy.copy(args)
-    args.weights = weights  # which messages name
-    network, info = models.load_network(weights)
-    source, spectrograms, n_skipped = load_test_set(args, info)
-    names = list(spectrograms)
-    y = models.class_indices(names, info["classes"])
-    predictions = models.predict_sounds(network, spectrograms.items())
-    predictions = utils.show_progress(predictions, len(names), "Scoring")
-    raw = np.stack([row for _, row in predictions])  # (n_sounds, n_classes)
-    probabilities = models.apply_temperature(raw, info["temperature"])
-    return {"info": info, "source": source, "names": names, "groups": find_groups(names, info),
-            "y": y, "raw": raw, "probabilities": probabilities, "n_skipped": n_skipped}
-
-
-def pool_folds(folds):
-    """Join the scored test sets of all folds into one, a dict like each of them."""
-    pooled = {key: np.concatenate([fold[key] for fold in folds])
-              for key in ("y", "raw", "probabilities")}
-    temperature = float(np.mean([fold["info"]["temperature"] for fold in folds]))
-    return pooled | {"info": folds[0]["info"] | {"temperature": temperature},
-                     "names": [name for fold in folds for name in fold["names"]],
-                     "groups": [group for fold in folds for group in fold["groups"]],
-                     "source": folds[0]["source"],
-                     "n_skipped": sum(fold["n_skipped"] for fold in folds)}
-
-
-def score_folds(tests):
-    """Measure the scores of each fold, for metrics.json."""
-    keys = ("accuracy", "balanced_accuracy", "macro_auc", "n_test", "n_train", "n_validation",
-            "temperature")
-    reports = [measure_scores(test["y"], test["probabilities"], test["raw"], test["info"])
-               for test in tests]
-    return [{key: report[key] for key in keys} for report in reports]
-
-
-def evaluate(args):
-    """Score the test sounds, and write the results. Returns how many sounds were skipped."""
-    folder = choose_folder(args)
-    paths = list_weights(args)
-    with utils.lock_for_reading(args.data or args.preproc):
-        tests = [score_test_set(path, args) for path in paths]
-        test = pool_folds(tests) if args.folds else tests[0]
-        report = make_report(args, test, tests)
-        mistakes = list_mistakes(test)
-        print_report(report, mistakes)
-        save_results(args, folder, test, report, mistakes)
-    return test["n_skipped"]
-
-
-def make_report(args, test, tests):
-    """Make the content of metrics.json. test: the test set, pooled from `tests` with --folds."""
-    import models
-    report = measure_scores(test["y"], test["probabilities"], test["raw"], test["info"],
-                            test["groups"])
-    report |= describe_run(args, test["info"], models.keras.backend.backend())
-    if args.folds:
-        del report["n_train"], report["n_validation"]  # each fold has its own
-        return report | {"thresholds": {}, "folds": score_folds(tests)}
-    return report | {"thresholds": score_thresholds(test), "folds": []}
-
-
-def choose_folder(args):
-    """Choose the folder for the results. Raises UserError if their sounds would join the user's."""
-    folder = args.results / flatten_path(args.data) if args.data else args.results
-    sounds = folder / SOUNDS
-    for place in filter(None, (args.samples, args.data)):
-        if sounds.resolve().is_relative_to(place.resolve()):
-            raise UserError(f"{sounds}: sounds for the page would come among those of {place}; "
-                            "name another folder with --results")
-    return folder
-
-
-def save_results(args, folder, test, report, mistakes):
-    """Write the scores of a test set as tables, pictures and a page."""
-    y = test["y"]
-    probabilities = test["probabilities"]
-    rows = score_rows(test["names"], y, probabilities, report["classes"])
-    utils.save_json(folder / "metrics.json", report)
-    utils.save_csv(folder / "scores.csv", rows)
-    columns = ["file", "class", "predicted", "probability", "probability_of_class",
-               "label_in_doubt"]
-    marked = [[*mistake[:-1], "yes" if mistake.is_doubtful else "no"] for mistake in mistakes]
-    utils.save_csv(folder / "mistakes.csv", [columns, *marked])
-    plot_roc(folder / f"roc_curves.{args.format}", y, probabilities, report)
-    plot_precision_recall(folder / f"precision_recall.{args.format}", y, probabilities, report)
-    plot_confusion(folder / f"confusion_matrix.{args.format}", y, probabilities, report)
-    plot_reliability(folder / f"reliability.{args.format}", y, probabilities, test["raw"], report)
-    plot_coverage(folder / f"coverage.{args.format}", y, probabilities, report)
-    save_page(args, folder, test, report, mistakes)
-    say(f"Wrote {folder}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures",
-        f"To see and hear the mistakes, open {folder / 'report.html'} in a browser")
+    return {"features": dataclasses.asdict(training.features), "network": training.network,
+            "hyperparameters": dataclasses.asdict(training.hyperparameters),
+            "seed": training.seed, "data": str(samples),
+            "versions": {"python": platform.python_version(), **versions}}
 
 
 def main():
-    """Classify new sounds, or evaluate on the test set. Returns how many were skipped."""
+    """Classify new sounds, or evaluate on test sounds. Returns how many were skipped."""
     args = parse_args()
-    return classify(args) if args.sounds else evaluate(args)
+    if args.sounds:
+        return classify(args.sounds, args.weights, args.threshold, args.csv)
+    samples = args.data or args.samples
+    preproc = args.data or args.preproc
+    results = args.results / flatten_path(args.data) if args.data else args.results
+    places = {"samples": samples, "preproc": preproc, "results": results}
+
+    # Score the test sounds: once, or for each fold.
+    utils.check_weights_path(utils.fold_path(args.weights, 1) if args.folds else args.weights)
+    import models  # loads Keras
+    scored = []  # pairs of a Training and its Predictions
+    n_skipped = 0
+    for path in list_fold_weights(args.weights) if args.folds else [args.weights]:
+        network, training = models.load_network(path)
+        source = utils.find_source(samples, preproc, training.features)
+        check_known_classes(source, training, path, None if args.data else places)
+        if args.data:
+            names = utils.originals(source.names, source.copies)
+        else:
+            names = select_test_sounds(source, training.split)
+        spectrograms, n_unread = utils.read_spectrograms(source, names)
+        note_known_sounds(source.folder, spectrograms, training.split)
+        if not spectrograms:
+            raise UserError(f"{source.folder}: no test sound of {path} can be read; name another "
+                            "labelled folder with --data")
+        scored.append((training, score_sounds(network, training, spectrograms)))
+        n_skipped += n_unread
+
+    # Measure and print.
+    threshold = None if args.folds else scored[0][0].threshold  # each fold has its own
+    if args.folds:
+        predictions = pool_folds([some for _, some in scored])
+        folds = [measure_scores(some) | describe_training(training) for training, some in scored]
+        keys = ("accuracy", "balanced_accuracy", "macro_auc", "n_test", "n_train", "n_validation",
+                "temperature")
+        report = measure_scores(predictions) | {
+            "temperature": float(np.mean([fold["temperature"] for fold in folds])),
+            "threshold": None, "folds": [{key: fold[key] for key in keys} for fold in folds]}
+    else:
+        training, predictions = scored[0]
+        report = measure_scores(predictions) | describe_training(training) | {
+            "threshold": None if threshold is None else measure_threshold(predictions, threshold),
+            "folds": []}
+    report |= describe_run(training, samples)
+    mistakes = list_mistakes(predictions)
+    print_report(report, mistakes)
+
+    # Write tables, pictures and the page.
+    utils.save_json(results / "metrics.json", report)
+    utils.save_csv(results / "scores.csv", list_scores(predictions))
+    columns = ["file", "class", "predicted", "probability", "probability_of_class",
+               "label_in_doubt"]
+    marked = [[*mistake[:-1], "yes" if mistake.is_doubtful else "no"] for mistake in mistakes]
+    utils.save_csv(results / "mistakes.csv", [columns, *marked])
+    pictures = [results / f"{name}.{args.format}" for name in PLOTS]
+    plot_roc(pictures[0], predictions, report)
+    plot_precision_recall(pictures[1], predictions, report)
+    plot_confusion(pictures[2], predictions)
+    plot_reliability(pictures[3], predictions, report)
+    plot_coverage(pictures[4], predictions, threshold)
+    save_page(results / "report.html", predictions, report, mistakes, pictures, source, samples)
+    say(f"Wrote {results}: metrics.json, scores.csv, mistakes.csv and the .{args.format} pictures",
+        f"To see and hear the mistakes, open {results / 'report.html'} in a browser")
+    return n_skipped
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from utils import (
     Hyperparameters,
     Split,
     UserError,
+    check_types,
     check_weights_path,
     class_of,
     whole_file,
@@ -78,16 +79,6 @@ FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
 
 # ---------------------------------------------------------------- what a weights file tells
 
-def check_types(record):
-    """Raise ValueError, which names the field, unless a dataclass holds the types it declares."""
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if not isinstance(value, field.type):
-            raise ValueError(f"{field.name} {value!r:.40}")
-        if field.type is list and not all(isinstance(item, (str, list, dict)) for item in value):
-            raise ValueError(f"{field.name} {value!r:.40}")
-
-
 @dataclasses.dataclass
 class Training:
     """What determines a training run and what came of it: the content of training.json."""
@@ -107,7 +98,6 @@ class Training:
 
     def __post_init__(self):
         check_types(self)
-        check_types(self.split)
         if not len(set(self.classes)) == len(self.classes) > 1:
             raise ValueError(f"classes {self.classes}")
         if self.network not in BACKBONES:

@@ -28,7 +28,7 @@ import unicodedata
 import uuid
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from functools import cached_property, lru_cache, partial
@@ -70,7 +70,6 @@ AMIN = 1e-10  # the lowest power, as in librosa
 TOP_DB = 80.0  # the range below the loudest bin, as in librosa
 MAX_DB = 1000.0  # a file with larger values does not hold decibels
 BLOCK = 64  # frames that are transformed at a time, few enough for the CPU cache
-TELLING_SHARE = 0.5  # two classes may differ by this in their share of low sample rates
 CONTINUES = "augment_data.py", "preprocess_data.py", "train_network.py"  # after a stop
 MAX_NAMED = 20  # skipped files that are named on the screen
 N_PARTS = 8  # parts of a sound in its fingerprint
@@ -86,7 +85,8 @@ MAX_PAIRS = 10_000  # are compared, for a comparison takes about a millisecond
 MAX_DIFFERENCE = 1  # dB between two versions of one recording
 STEADY = 0.2  # dB; a sound that varies less has no details to compare
 MIN_AGREEMENT = 0.6  # correlation of the details of two versions of one recording
-CHUNK = 16  # items that a worker gets at a time
+CHUNK = 16  # files that a worker gets at a time
+SLICE = 8  # chunks for each worker before the next ones are given out
 
 
 # ---------------------------------------------------------------- command line and messages
@@ -144,8 +144,6 @@ def run(main):
     """
     keep_freed_memory()
     script = Path(sys.argv[0]).name
-    if None in (sys.stdout, sys.stderr):
-        sys.exit(f"{script}: standard output or error is closed; leave both open")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name may not fit the terminal's encoding
     try:
@@ -156,8 +154,11 @@ def run(main):
         sys.exit(f"{script}: out of memory; files already written are complete; close other "
                  "programs, and run the same command again")
     except OSError as error:
-        sys.exit(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
-                       "the disk, the path and its permissions, and run again"))
+        if not isinstance(error, BrokenPipeError):  # as of | head
+            print(shown(f"{script}: {error.filename or 'file'}: {error.strerror or error}; check "
+                        "the disk, the path and its permissions, and run again"), file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it exits
+        sys.exit(1)
     except KeyboardInterrupt:
         again = "; the same command continues" if script in CONTINUES else ""
         again += " (without --fresh)" if "--fresh" in sys.argv else ""
@@ -209,14 +210,8 @@ def shown(text):
 
 def say(*lines, file=None):
     """Print lines at once, with control characters escaped."""
-    try:
-        for line in lines:
-            print(shown(line), file=file, flush=True)
-    except OSError as error:  # a full disk, or a closed pipe
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (file or sys.stdout).fileno())  # else Python fails again when it exits
-        error.filename = "standard error" if file else "standard output"
-        raise
+    for line in lines:
+        print(shown(line), file=file, flush=True)
 
 
 def command(script, *flags, **places):
@@ -294,12 +289,11 @@ def list_classes(root):
     if lost := [entry for entry in entries if not entry.exists() and not is_sound(entry.name)]:
         raise UserError(f"{lost[0]}: is a broken link; mount the drive it points to, or remove it")
     names = sorted(entry.name for entry in entries if entry.is_dir())
-    by_look = {}
     for name in names:
-        twin = by_look.setdefault(unicodedata.normalize("NFC", name), name)
-        if twin != name:
+        composed = unicodedata.normalize("NFC", name)
+        if name != composed and composed in names:
             raise UserError(f"{root}: two folders are named {name}, in different Unicode forms "
-                            f"({twin!a} and {name!a}); move the sounds into one of them")
+                            f"({name!a} and {composed!a}); move the sounds into one of them")
     return names
 
 
@@ -387,23 +381,18 @@ def find_copies(names, samples=None):
         copy = name
         while found := COPY.search(copy):  # a copy of a copy has several marks
             source = COPY.sub("", copy)
-            if stem_of(source) in by_stem or (escape_breaks(source), found[1]) in listed:
+            if stem_of(source) in by_stem or (source, found[1]) in listed:
                 copies[name] = by_stem.get(stem_of(source), source)
             copy = source
     return copies
 
 
-def escape_breaks(name):
-    """A name on one line, as augmentations.csv lists it."""
-    return name.translate({10: "\\n", 13: "\\r"})
-
-
 def list_augmentations(names, samples):
     """Read augmentations.csv in the folders of `names`. Returns a set of (source, number)."""
     listed = set()
-    for folder in {re.sub(r"[^/\\]*$", "", name) for name in names if COPY.search(name)}:
+    for folder in {name[:-len(os.path.basename(name))] for name in names if COPY.search(name)}:
         for row in read_csv(Path(samples, folder, AUGMENTATIONS)):
-            listed.add((escape_breaks(folder) + row.get("file", ""), row.get("copy")))
+            listed.add((folder + row.get("file", ""), row.get("copy")))
     return listed
 
 
@@ -441,26 +430,17 @@ def describe_file(path, error):
         return "nothing there; correct the path"
     if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
         return "a file without read permission; make it readable"
-    with contextlib.suppress(OSError):
-        if kind := recognize_file(path):
-            return kind
-    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
-
-
-def recognize_file(path):
-    """Describe in words a file that holds no sound of any format. Returns "" for other files."""
-    with open(path, "rb") as file:
+    start = b"\0"  # if it cannot be read
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         blocks = (block.lstrip(b"\0") for block in iter(partial(file.read, 2**20), b""))
         start = next(filter(None, blocks), b"")  # from the first byte that is not zero
     if not start:
         return "an empty file, or one of zeros; replace it"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run git lfs pull"
-    if re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
-        return ""
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return "an HTML page; download the file again"
-    return "a text file; replace it"
+    if not re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
+        return "a text file, such as an HTML page; download the file again, or replace it"
+    return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
 
 
 def reason_of(error):
@@ -547,7 +527,9 @@ def read_blocks(path):
 def decode_blocks(file, path):
     """Yield the blocks of an open SoundFile, as read_blocks does. Raises UserError."""
     n_samples = 0
-    limit = max_samples(file, path)
+    is_dense = file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG"))
+    # Other decoders may make up the samples that a damaged header claims.
+    limit = math.inf if is_dense else 16 * os.path.getsize(path)
     # Scaling 16-bit samples here takes a third of libsndfile's time.
     is_plain = file.subtype == "PCM_16" and file.format in ("WAV", "WAVEX", "AIFF", "FLAC")
     kind = "int16" if is_plain else "float32"
@@ -634,13 +616,6 @@ def open_to_the_end(path):
     return SoundFile(data)
 
 
-def max_samples(file, path):
-    """The most samples that an open SoundFile can hold. Some decoders invent missing samples."""
-    if file.format in ("FLAC", "OGG", "MP3") or file.subtype.startswith(("ALAC", "MPEG")):
-        return math.inf
-    return 16 * os.path.getsize(path)
-
-
 def encode_sound(y, sample_rate, file_format, subtype, endian=None):
     """Encode y, float32 [shape=(n_samples, n_channels)], as a sound file.
 
@@ -714,10 +689,9 @@ def count_empty_filters(settings):
 
 
 def choose_settings(samples, names, sample_rate=None, **given):
-    """Settings for sounds: default_settings at the rate that most of them have.
+    """Settings for sounds: default_settings at their most frequent rate.
 
-    sample_rate: Hz, used instead if given. Prints a line if sample rates give classes away. Raises
-    UserError if no sound can be read.
+    sample_rate: Hz, used instead if given. Raises UserError if no sound can be read.
     """
     by_hash = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))
     found, _ = map_files(partial(read_rate, folder=samples), by_hash[:1000], jobs=1)
@@ -727,34 +701,7 @@ def choose_settings(samples, names, sample_rate=None, **given):
     if sample_rate is None:
         counts = Counter(min(rate, 2**20) for rate in found.values())
         sample_rate = max(counts, key=lambda rate: (counts[rate], rate))
-    note_telling_rates(found, sample_rate)
     return default_settings(sample_rate, **given)
-
-
-def note_telling_rates(rates, sample_rate):
-    """Print a line if most sounds of one class, but few of another, have a low sample rate.
-
-    Sounds recorded below `sample_rate` lack high frequencies. Sounds resampled down to it show
-    the cutoff of the resampler. A network would learn these traces of the recorder. At nine tenths
-    of the lowest usual rate, both are gone.
-
-    rates: dict from the name of each sound to its rate in Hz.
-    """
-    by_class = {}
-    for name, rate in rates.items():
-        by_class.setdefault(class_of(name), []).append(rate)
-    for words, limit in (("below", sample_rate), ("at or below", sample_rate + 1)):
-        low = {name: np.mean(np.array(some) < limit) for name, some in sorted(by_class.items())}
-        most = max(low, key=low.get)
-        least = min(low, key=low.get)
-        if low[most] - low[least] > TELLING_SHARE:
-            usual = min(sorted(some)[len(some) // 2] for some in by_class.values())
-            better = max(MIN_RATE, int(0.9 * usual) // 100 * 100)
-            say(f"Sample rates may tell classes apart: {low[most]:.0%} of {most}, but "
-                f"{low[least]:.0%} of {least}, is recorded {words} {sample_rate} Hz. "
-                f"preprocess_data.py --sample-rate {better} removes this clue. "
-                f"It also removes all sound above {better / 2000:g} kHz.")
-            return
 
 
 def choose_channels(y, channels):
@@ -913,6 +860,16 @@ class Hyperparameters:
         return cls(**{field.name: field.metadata["original"] for field in dataclasses.fields(cls)})
 
 
+def check_types(record):
+    """Raise ValueError, which names the field, unless a dataclass holds the types it declares."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not isinstance(value, field.type):
+            raise ValueError(f"{field.name} {value!r:.40}")
+        if field.type is list and not all(isinstance(item, (str, list, dict)) for item in value):
+            raise ValueError(f"{field.name} {value!r:.40}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The sounds of a training run."""
@@ -927,6 +884,7 @@ class Split:
     learned: list  # [name, hash] of those that they learned from
 
     def __post_init__(self):
+        check_types(self)
         names = {*self.train, *self.validation, *self.test, *self.unused}
         if names != self.contents.keys() or len(self.test) != len(self.test_groups):
             raise ValueError("split: its lists contradict one another")
@@ -1170,51 +1128,49 @@ def load_spectrogram(name, folder, settings, mmap_mode=None):
 class MappedSpectrograms(Mapping):
     """Spectrograms on the disk, by name: only the frames that are looked at are read."""
 
-    def __init__(self, places):
-        """places: dict from name to the (path, size of the file, offset, shape) of its array."""
-        self.places = places
+    def __init__(self, folder, names):
+        self.folder = folder
+        self.names = names
 
     def __getitem__(self, name):
-        path, size, offset, shape = self.places[name]
+        path = f"{self.folder}/{name}.npy"
         try:
-            if os.path.getsize(path) != size:
-                raise ValueError("it has another size")
-            return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
+            return np.asarray(np.load(path, "r"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: changed since it was checked: {error}; run the same "
                             "command again") from None
 
     def __iter__(self):
-        return iter(self.places)
+        return iter(self.names)
 
     def __len__(self):
-        return len(self.places)
+        return len(self.names)
 
 
-def locate_spectrogram(name, folder, settings):
-    """The place of one spectrogram, for MappedSpectrograms. Raises UserError."""
-    array = load_spectrogram(name, folder, settings, mmap_mode="r")
-    return str(array.filename), os.path.getsize(array.filename), array.offset, array.shape
+def check_spectrogram(name, folder, settings):
+    """Raise UserError unless load_spectrogram can load a spectrogram."""
+    load_spectrogram(name, folder, settings, mmap_mode="r")
 
 
-def read_spectrograms(source, names, memory=None):
+def read_spectrograms(source, names):
     """Read or compute the spectrograms of `names`. [shape=(..., n_mels, n_frames), float32, dB]
 
-    memory: bytes, half of the machine's by default. Files in Preproc/ that hold more stay there
-    and are memory-mapped. Returns a mapping from name to spectrogram in the order of names, and
-    how many could not be read.
+    Files in Preproc/ that hold more than half of the machine's memory stay there and are
+    memory-mapped. Returns a mapping from name to spectrogram in the order of names, and how many
+    could not be read.
     """
     is_preprocessed = source.read is load_spectrogram
     files = [f"{source.folder}/{name}.npy" for name in names] if is_preprocessed else []
     n_bytes = sum(os.path.getsize(path) for path in files if os.path.isfile(path))
-    is_mapped = n_bytes > (memory or half_of_memory())
-    read = partial(locate_spectrogram if is_mapped else source.read,
+    is_mapped = n_bytes > half_of_memory()
+    read = partial(check_spectrogram if is_mapped else source.read,
                    folder=source.folder, settings=source.settings)
     jobs = 0 if is_preprocessed else None
     found, errors = map_files(read, names, f"Reading {source.folder}", jobs, folder=source.folder)
-    note = f"; {n_bytes / 1e9:.1f} GB exceed --memory and are memory-mapped" if is_mapped else ""
+    note = f"; {n_bytes / 1e9:.1f} GB are memory-mapped" if is_mapped else ""
     say(f"{source.folder}: {len(found)} spectrograms, {source.settings}{note}")
-    return MappedSpectrograms(found) if is_mapped else found, name_skipped(errors)
+    return (MappedSpectrograms(source.folder, list(found)) if is_mapped else found,
+            name_skipped(errors))
 
 
 def half_of_memory():
@@ -1247,13 +1203,6 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def make_writable(folder):
-    """Make a folder, and raise an OSError that names it unless files can be written there."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
 def remove_temporary(folder):
     """Remove what killed runs left in a folder: temporary files that are older than an hour."""
     for path in Path(folder).glob(".*"):
@@ -1263,24 +1212,22 @@ def remove_temporary(folder):
 
 
 @contextlib.contextmanager
-def folder_lock(folder, message=None, shared=False):
+def folder_lock(folder, message=None):
     """Lock a folder. If another process holds the lock, print `message` and wait.
 
-    shared: several readers can hold the lock together. Nothing is locked if there is no folder,
-    on Windows, and on some network drives.
+    Nothing is locked if there is no folder, on Windows, and on some network drives.
     """
     if fcntl is None or not os.path.isdir(folder):
         yield
         return
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if message:
                 say(message)
-            fcntl.flock(descriptor, kind)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a network drive without locks
             pass
         yield
@@ -1290,7 +1237,10 @@ def folder_lock(folder, message=None, shared=False):
 
 @contextlib.contextmanager
 def claim_file(path):
-    """Let no other process write the file at `path` meanwhile. Raises UserError if one does."""
+    """Let no other process write the file at `path` meanwhile. Raises UserError if one does.
+
+    Makes its folder. Raises OSError at once if nothing can be written there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
@@ -1310,12 +1260,6 @@ def claim_file(path):
             lock.unlink(missing_ok=True)
 
 
-def lock_for_reading(preproc):
-    """Lock a folder of spectrograms together with other readers, after preprocessing has ended."""
-    message = f"{preproc}: preprocessing is at work there; waiting for its end"
-    return folder_lock(preproc, message, shared=True)
-
-
 def save_text(path, text):
     """Write text in UTF-8."""
     with whole_file(path) as temporary:
@@ -1332,15 +1276,7 @@ def save_csv(path, rows):
     """Write rows as a table, one at a time: they may come from a generator."""
     with whole_file(path) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            for row in rows:
-                writer.writerow([escape_formula(value) for value in row])
-
-
-def escape_formula(value):
-    """A table's cell; a name that a spreadsheet would run as a formula gets a ' before it."""
-    is_formula = isinstance(value, (str, Path)) and str(value).startswith(tuple("=+-@'\t\r\n"))
-    return f"'{value}" if is_formula else value
+            csv.writer(file).writerows(rows)
 
 
 def read_csv(path):
@@ -1349,8 +1285,7 @@ def read_csv(path):
     with contextlib.suppress(OSError, csv.Error):
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             for row in csv.DictReader(file):
-                cells = {key: cell for key, cell in row.items() if isinstance(cell, str)}
-                rows.append({key: cell.removeprefix("'") for key, cell in cells.items()})
+                rows.append({key: cell for key, cell in row.items() if isinstance(cell, str)})
     return rows
 
 
@@ -1424,81 +1359,68 @@ def map_files(function, names, description=None, jobs=None, dask=None, strict=Fa
                 errors[name] = error
             else:
                 results[name] = result
-    in_order = {name: results[name] for name in names if name in results}
-    return in_order, {name: errors[name] for name in names if name in errors}
+    return results, errors
 
 
 def map_in_workers(function, names, jobs=None, dask=None, folder=""):
-    """Yield (name, result, None) or (name, None, UserError) as files are done.
+    """Yield (name, result, None) or (name, None, UserError) for each file, in order.
 
-    They come in order for one job. The arguments are those of map_files. A damaged sound can
-    crash its decoder and the worker with it. The files in progress then run again, each in a
-    worker of its own, to find the one that crashes.
+    The arguments are those of map_files. Few files are in progress at once, so memory stays
+    bounded. A damaged sound can crash its decoder and the worker with it. The files in progress
+    then run again, each in a worker of its own, to find the one that crashes.
     """
+    call = partial(attempt, function, folder)
     if jobs == 0:
-        for name in names:
-            yield (name, *attempt(function, name, folder))
+        yield from map(call, names)
         return
     n_workers = min(jobs or count_cores(), 60)  # Windows allows 61 at most
     size = max(1, min(CHUNK, len(names) // (16 * n_workers)))
-    chunks = deque(names[start:start + size] for start in range(0, len(names), size))
-    function = partial(attempt_each, function, folder)
-    while chunks:
-        crashed = []
-        with open_workers(n_workers, dask) as executor:
-            yield from run_chunks(executor, function, chunks, 2 * n_workers, crashed)
-        for name in itertools.chain(*crashed):
-            yield run_alone(function, name, folder)
+    chunks = [names[start:start + size] for start in range(0, len(names), size)]
+    n_at_once = SLICE * n_workers
+    n_done = 0
+    while n_done < len(chunks):
+        try:
+            with open_workers(n_workers, dask) as executor:
+                for start in range(n_done, len(chunks), n_at_once):
+                    some = chunks[start:start + n_at_once]
+                    for results in executor.map(partial(call_each, call), some):
+                        n_done += 1
+                        yield from results
+        except Exception as error:
+            is_lost_dask_worker = type(error).__name__ == "KilledWorker"
+            if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
+                raise
+            some = chunks[n_done:n_done + n_at_once]
+            n_done += len(some)
+            for name in itertools.chain(*some):
+                yield run_alone(call, folder, name)
 
 
-def run_chunks(executor, function, chunks, n_ahead, crashed):
-    """Run chunks until none is left or a worker crashes, at most n_ahead at a time.
+def call_each(call, chunk):
+    """Call call(name) for each name of a chunk. Dask would take long for a task for each name."""
+    return [call(name) for name in chunk]
 
-    Takes from the deque `chunks`. Adds the chunks in progress at a crash to `crashed`.
-    """
-    running = {}
+
+def attempt(function, folder, name):
+    """Call function(name). Returns (name, result, None), or (name, None, UserError)."""
     try:
-        while chunks or running:
-            while chunks and len(running) < n_ahead:
-                future = executor.submit(function, chunks[0])
-                running[future] = chunks.popleft()
-            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-            for future in sorted(done, key=list(running).index):
-                results = future.result()
-                del running[future]
-                yield from results
-    except Exception as error:
-        is_lost_dask_worker = type(error).__name__ == "KilledWorker"
-        if not (isinstance(error, futures.BrokenExecutor) or is_lost_dask_worker):
-            raise
-        crashed.extend(running.values())
-
-
-def attempt(function, name, folder):
-    """Call function(name). Returns (result, None), or (None, UserError)."""
-    try:
-        return function(name), None
+        return name, function(name), None
     except MemoryError:
-        return None, UserError(f"{Path(folder, name)}: out of memory; close other programs, or "
-                               "remove the file")
+        return name, None, UserError(f"{Path(folder, name)}: out of memory; close other programs, "
+                                     "or remove the file")
     except UserError as error:
-        return None, error
+        return name, None, error
 
 
-def attempt_each(function, folder, chunk):
-    """Call function(name) for each name of a chunk. Returns a list of (name, result, error)."""
-    return [(name, *attempt(function, name, folder)) for name in chunk]
-
-
-def run_alone(function, name, folder):
-    """Call function([name]) in a worker of its own. Returns (name, result, error)."""
+def run_alone(call, folder, name):
+    """Call call(name) in a worker of its own. Returns its result, as attempt does."""
     with open_workers(1) as executor:
         try:
-            return executor.submit(function, [name]).result()[0]
+            return executor.submit(call, name).result()
         except futures.BrokenExecutor:
-            error = UserError(f"{Path(folder, name)}: crashes its decoder, or needs more memory "
-                              "than there is; remove the file, or convert it")
-            return name, None, error
+            return name, None, UserError(f"{Path(folder, name)}: crashes its decoder, or needs "
+                                         "more memory than there is; remove the file, or convert "
+                                         "it")
 
 
 @contextlib.contextmanager

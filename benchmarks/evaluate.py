@@ -33,7 +33,7 @@ HOUR = 3600  # seconds
 KERAS_MEMORY = """
 import sys; sys.path.insert(0, sys.argv[1])
 import resource, numpy, models
-network, info = models.load_network("weights.keras")
+network, _ = models.load_network("weights.keras")
 window = numpy.zeros(network.input_shape[1:], numpy.float32)
 list(models.predict_sounds(network, [("x", window)]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -75,22 +75,25 @@ def score_svm(svm, x):
 
 def compare_with_svm():
     import models
-    network, info = models.load_network("weights.keras")
-    settings = utils.FeatureSettings(**info["features"])
-    source = utils.find_source(Path("Samples"), Path("Preproc"), settings)
+    network, training = models.load_network("weights.keras")
+    split = training.split
+    classes = training.classes
+    source = utils.find_source(Path("Samples"), Path("Preproc"), training.features)
     spectrograms, _ = utils.read_spectrograms(source, source.names)
-    used = {*info["train"], *info["validation"]} & set(spectrograms)
+    used = {*split.train, *split.validation} & set(spectrograms)
     names = utils.originals(used, source.copies)
-    tests = [name for name in info["test"] if name in spectrograms]
+    tests = [name for name in split.test if name in spectrograms]
     x = np.stack([describe_bands(spectrograms[name]) for name in names])
     x_test = np.stack([describe_bands(spectrograms[name]) for name in tests])
-    y = models.class_indices(tests, info["classes"])
-    svm = fit_svm(x, models.class_indices(names, info["classes"]))
+    y = models.class_indices(tests, classes)
+    svm = fit_svm(x, models.class_indices(names, classes))
     sounds = ((name, spectrograms[name]) for name in tests)
     network_scores = np.stack([row for _, row in models.predict_sounds(network, sounds)])
     print(f"{'':8} accuracy  balanced  macro F1  macro AUC   of {len(tests)} sounds")
     for label, p in (("SVM", score_svm(svm, x_test)), ("network", network_scores)):
-        report = eval_network.measure_scores(y, p, p, info)
+        groups = eval_network.find_groups(tests, training)
+        report = eval_network.measure_scores(
+            eval_network.Predictions(tests, y, p, p, groups, classes))
         print(f"{label:8} {report['accuracy']:8.4f}  {report['balanced_accuracy']:8.4f}  "
               f"{report['macro_f1']:8.4f}  {report['macro_auc']:9.4f}")
 

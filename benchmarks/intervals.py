@@ -61,7 +61,7 @@ def try_threshold(rng, confidence, right, n):
     rows = rng.integers(len(confidence), size=n)
     y = (rng.random(n) >= right[rows]).astype(int)  # 0 is predicted
     probabilities = np.stack([1 + confidence[rows], 1 - confidence[rows]], axis=1) / 2
-    threshold = models.choose_threshold(y, probabilities, 0.95)
+    threshold = models.choose_threshold(y, probabilities)
     return threshold and right[(1 + confidence) / 2 >= threshold].mean()
 
 
@@ -76,7 +76,7 @@ def count_promises(rng, kind, n, n_trials):
 
 
 def print_thresholds(rng, n_trials=200):
-    n_offered = sum(models.choose_threshold(*draw_guesses(rng), 0.95) is not None
+    n_offered = sum(models.choose_threshold(*draw_guesses(rng)) is not None
                     for _ in range(1000))
     print(f"random predictions, 1000 sets: {n_offered} thresholds for 95 %\n")
     print("| confidence of the network | validation sounds |"

@@ -43,15 +43,9 @@ def loop_librosa(out):
 
 
 def loop_ours(out):
-    write = partial(
-        preprocess_data.write_spectrogram,
-        samples=Path("Samples"),
-        preproc=out,
-        settings=SETTINGS,
-        seed=0,
-        deformations=(),
-    )
-    return lambda path: write(path.relative_to("Samples").as_posix())
+    plan = preprocess_data.Plan(Path("Samples"), out, SETTINGS)
+    return lambda path: preprocess_data.write_spectrogram(
+        path.relative_to("Samples").as_posix(), plan)
 
 
 def features_librosa(out):

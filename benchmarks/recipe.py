@@ -77,13 +77,17 @@ def describe(folder, names):
 def score_forest(folder, seed):
     """Fit the forest on the sounds of the last training, and score it on the test sounds."""
     import models
-    info = models.load_info(folder / "weights.keras")
-    trained = info["train"] + info["validation"]
+    training = models.load_training(folder / "weights.keras")
+    classes = training.classes
+    split = training.split
+    trained = split.train + split.validation
     forest = ExtraTreesClassifier(500, n_jobs=2, random_state=seed)
-    forest.fit(describe(folder, trained), models.class_indices(trained, info["classes"]))
-    probabilities = forest.predict_proba(describe(folder, info["test"]))
-    y = models.class_indices(info["test"], info["classes"])
-    return eval_network.measure_scores(y, probabilities, probabilities, info) | {"seconds": 0}
+    forest.fit(describe(folder, trained), models.class_indices(trained, classes))
+    probabilities = forest.predict_proba(describe(folder, split.test))
+    predictions = eval_network.Predictions(
+        split.test, models.class_indices(split.test, classes), probabilities, probabilities,
+        split.test_groups, classes)
+    return eval_network.measure_scores(predictions) | {"seconds": 0}
 
 
 def add_row(path, label, name, seed, scores):

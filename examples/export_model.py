@@ -7,6 +7,7 @@ see classify_onnx.py.
     pip install onnx tf2onnx onnxruntime
     python examples/export_model.py model.onnx
 """
+import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -35,7 +36,7 @@ def main():
         parser.error(f"{args.model}: expected a name that ends in .onnx or .tflite")
     utils.check_weights_path(args.weights)
     import models  # loads Keras
-    network, info = models.load_network(args.weights)
+    network, training = models.load_network(args.weights)
 
     # As constants, for Keras would export tensors as further inputs.
     normalization = network.layers[1]
@@ -51,13 +52,13 @@ def main():
             f"({error}); use KERAS_BACKEND=tensorflow and: pip install onnx tf2onnx") from None
 
     utils.save_json(args.model.with_suffix(".json"), {
-        "classes": info["classes"],
-        "features": info["features"],
+        "classes": training.classes,
+        "features": dataclasses.asdict(training.features),
         "amin": utils.AMIN,
         "top_db": utils.TOP_DB,
-        "mel_filters": list_filters(utils.FeatureSettings(**info["features"])),
-        "n_frames": info["n_frames"],
-        "temperature": info["temperature"],
+        "mel_filters": list_filters(training.features),
+        "n_frames": training.n_frames,
+        "temperature": training.temperature,
         "normalisation": {
             "inside_the_network": True,
             "mean": normalization.mean.ravel().tolist(),

@@ -24,10 +24,7 @@ TIME = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE  # s
 OPEN_STRINGS = 40, 45, 50, 55, 59, 64  # MIDI notes of a guitar in standard tuning
 ALL_NOTES = [
     (guitar, style, string, fret)
-    for guitar in (6, 7, 8, 9)
-    for style in (1, 3)
-    for string in range(6)
-    for fret in range(13)
+    for guitar in (6, 7, 8, 9) for style in (1, 3) for string in range(6) for fret in range(13)
 ]  # 624 dry notes, as in the recorded set
 
 
@@ -36,16 +33,14 @@ ALL_NOTES = [
 
 def pluck(guitar, style, string, fret, rng):
     """A Karplus-Strong string: noise through a tuned comb that damps high frequencies."""
-    period = SAMPLE_RATE / (
-        440 * 2 ** ((OPEN_STRINGS[string] + fret - 69 + rng.normal(0, 0.03)) / 12)
-    )  # samples
+    # In samples.
+    period = SAMPLE_RATE / (440 * 2 ** ((OPEN_STRINGS[string] + fret - 69 + rng.normal(0, 0.03))
+                                        / 12))
     burst = rng.normal(size=int(period)) * np.hanning(int(period))
-    burst = lfilter(
-        *butter(1, rng.uniform(0.06, 0.12) * (1 if style == 1 else 4)), burst
-    )  # finger or plectrum
-    position = max(
-        1, int(period * rng.uniform(0.1, 0.3))
-    )  # where the string is plucked, which acts as a comb filter
+    # Finger or plectrum.
+    burst = lfilter(*butter(1, rng.uniform(0.06, 0.12) * (1 if style == 1 else 4)), burst)
+    # Where the string is plucked, which acts as a comb filter.
+    position = max(1, int(period * rng.uniform(0.1, 0.3)))
     excitation = np.zeros(len(TIME))
     onset = int(rng.uniform(0.005, 0.05) * SAMPLE_RATE)
     excitation[onset : onset + len(burst)] = burst
@@ -158,9 +153,7 @@ EFFECTS = {  # class: (IDMT's group and type, function, values of each setting)
     "Distortion": (41, clip, [(20, 0.0, 5000), (40, 0.0, 4000), (80, 0.0, 6000)]),
     "Overdrive": (42, clip, [(3, 0.4, 5000), (5, 0.5, 4000), (8, 0.6, 6000)]),
 }
-N_SETTINGS = sum(
-    len(settings) for _, _, settings in EFFECTS.values()
-)  # 33, for 20,592 files in all
+N_SETTINGS = sum(len(settings) for _, _, settings in EFFECTS.values())  # 33: 20,592 files in all
 
 
 def file_name(index, code, setting, number):
@@ -178,36 +171,27 @@ def write_note(index, out, seed):
         for setting, values in enumerate(settings, 1):
             number += 1
             sound = function(dry, values, rng)
-            sound = (
-                sound * 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()
-            )  # dry itself stays as it is
+            # A new array: dry itself stays as it is.
+            sound = sound * 10 ** (rng.uniform(-12, -1) / 20) / np.abs(sound).max()
             path = out / effect / file_name(index, code, setting, number)
             soundfile.write(path, sound, SAMPLE_RATE, "PCM_16")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to, such as Samples")
     parser.add_argument(
-        "--notes",
-        type=int,
-        default=20,
-        choices=range(2, len(ALL_NOTES) + 1),
-        metavar="N",
-        help=f"dry notes, 2 to {len(ALL_NOTES)} (default: 20); each gives {N_SETTINGS} files",
-    )
+        "--notes", type=int, default=20, choices=range(2, len(ALL_NOTES) + 1), metavar="N",
+        help=f"dry notes, 2 to {len(ALL_NOTES)} (default: 20); each gives {N_SETTINGS} files")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for effect in EFFECTS:
         (args.out / effect).mkdir(parents=True, exist_ok=True)
     notes = np.random.default_rng(args.seed).permutation(len(ALL_NOTES))[: args.notes]
     Parallel(n_jobs=-1)(delayed(write_note)(int(index), args.out, args.seed) for index in notes)
-    print(
-        f"{args.out}: {len(notes) * N_SETTINGS} sounds, {len(notes)} notes through "
-        f"{N_SETTINGS} settings of {len(EFFECTS)} effects"
-    )
+    print(f"{args.out}: {len(notes) * N_SETTINGS} sounds, {len(notes)} notes through "
+          f"{N_SETTINGS} settings of {len(EFFECTS)} effects")
 
 
 if __name__ == "__main__":

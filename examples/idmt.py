@@ -44,14 +44,11 @@ def lay_out(path, samples):
     """Extract the sounds of all parts into `samples`. Returns a Counter of effects."""
     counts = Counter()
     with zipfile.ZipFile(path) as outer:
-        parts = {
-            PurePosixPath(name).stem: name for name in outer.namelist() if name.endswith(".zip")
-        }
+        parts = {PurePosixPath(name).stem: name
+                 for name in outer.namelist() if name.endswith(".zip")}
         if missing := set(PARTS) - set(parts):
-            sys.exit(
-                f"{path}: expected {' and '.join(sorted(missing))} (.zip) inside, "
-                f"found {', '.join(sorted(parts)) or 'no zip'}; download it again"
-            )
+            sys.exit(f"{path}: expected {' and '.join(sorted(missing))} (.zip) inside, "
+                     f"found {', '.join(sorted(parts)) or 'no zip'}; download it again")
         samples.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             # Unpacked to disk first: each seek in a compressed file would unpack from its start.
@@ -67,13 +64,11 @@ def lay_out(path, samples):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zip", type=Path, help="IDMT-SMT-AUDIO-EFFECTS.zip")
-    parser.add_argument(
-        "samples", type=Path, nargs="?", default=Path("Samples"), help="(default: Samples)"
-    )
+    parser.add_argument("samples", type=Path, nargs="?", default=Path("Samples"),
+                        help="(default: Samples)")
     args = parser.parse_args()
     try:
         counts = lay_out(args.zip, args.samples)
@@ -84,10 +79,8 @@ def main():
         sys.exit(f"{error.filename or args.samples}: {error.strerror}")
     for effect, n in sorted(counts.items()):
         print(f"{effect:14} {n:6}")
-    print(
-        f"{args.samples}: {counts.total()} sounds of {len(counts)} classes"
-        + ("" if counts.total() == N_SOUNDS else f"; the whole set has {N_SOUNDS} sounds of 12")
-    )
+    print(f"{args.samples}: {counts.total()} sounds of {len(counts)} classes"
+          + ("" if counts.total() == N_SOUNDS else f"; the whole set has {N_SOUNDS} sounds of 12"))
     print("Next: python preprocess_data.py; python train_network.py --groups '^G\\d\\d-\\d{5}'")
 
 

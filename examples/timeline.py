@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from eval_network import add_threshold, escape_math, find_loudest, flatten_path, list_sounds
-from utils import TOP_DB, FeatureSettings, UserError
+from utils import TOP_DB, UserError
 
 MAX_CLASSES = 20  # in the picture
 MAX_COLUMNS = 2000  # of its spectrogram
@@ -56,24 +56,24 @@ def cut_steps(decibels, step, n_frames):
         yield start, window[0] if len(window) == 1 else window
 
 
-def score_recording(path, step_seconds, network, info):
+def score_recording(path, step_seconds, network, training):
     """Score a recording step by step.
 
     Returns the boundaries of the steps [shape=(n_steps + 1,), s], class probabilities
     [shape=(n_steps, n_classes)], and decibels [shape=(channels, n_mels, n)].
     """
     import models
-    settings = FeatureSettings(**info["features"])
+    settings = training.features
     rate = settings.sample_rate / settings.hop_length  # frames a second
-    step = max(1, round(step_seconds * rate)) if step_seconds else info["n_frames"] // 2
+    step = max(1, round(step_seconds * rate)) if step_seconds else training.n_frames // 2
     blocks = utils.convert_blocks(utils.read_blocks(path), settings)
     decibels = np.concatenate(list(utils.iterate_decibels(blocks, settings)), axis=2)
     n_frames = max(1, decibels.shape[2] - 1)  # the last is centred on the end of the recording
-    windows = cut_steps(decibels, step, info["n_frames"])
+    windows = cut_steps(decibels, step, training.n_frames)
     starts = []
     probabilities = []
     with utils.progress_bar(str(path), 1 + (n_frames - 1) // step) as move_bar:
-        for start, row in models.predict_sounds(network, windows, info["temperature"]):
+        for start, row in models.predict_sounds(network, windows, training.temperature):
             starts.append(start)
             probabilities.append(row)
             move_bar(len(starts))
@@ -98,9 +98,9 @@ def draw_spectrogram(axes, spectrogram, settings, seconds):
                        vmax=loudest, extent=(0, seconds, 0, settings.n_mels))
 
 
-def plot_timeline(path, times, probabilities, predicted, decibels, info):
+def plot_timeline(path, times, probabilities, predicted, decibels, training):
     """Draw the probabilities of the most frequent classes above the spectrogram."""
-    classes = info["classes"]
+    classes = training.classes
     counts = np.bincount(predicted[predicted >= 0], minlength=len(classes))
     rows = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])[::-1]
     size = 1 + decibels.shape[2] // MAX_COLUMNS  # frames in a column, which shows the loudest
@@ -113,23 +113,19 @@ def plot_timeline(path, times, probabilities, predicted, decibels, info):
         above.set_yticks(np.arange(len(rows)) + 0.5, [escape_math(classes[k]) for k in rows])
         above.set_title(escape_math(path.stem), fontsize=10)
         figure.colorbar(image, ax=above, label="Probability")
-        settings = FeatureSettings(**info["features"])
-        image = draw_spectrogram(below, columns, settings, times[-1])
+        image = draw_spectrogram(below, columns, training.features, times[-1])
         figure.colorbar(image, ax=below, label="dB")
 
 
-def write_timeline(path, args, network, info):
-    """Write table, labels and picture of one recording. Raises UserError.
-
-    args.threshold: a number.
-    """
+def write_timeline(path, network, training, results, step_seconds, threshold, picture_format):
+    """Write table, labels and picture of one recording into `results`. Raises UserError."""
     import models
-    table = args.results / f"{flatten_path(path)}.csv"
+    table = results / f"{flatten_path(path)}.csv"
     if len(os.fsencode(table.name)) > 255:
         raise UserError(f"{path}: its path is too long for a file name; move the recording")
-    times, probabilities, decibels = score_recording(path, args.step, network, info)
-    predicted = models.choose_classes(probabilities, args.threshold)
-    names = [*info["classes"], models.UNKNOWN]  # of the indices of the classes, and of -1
+    times, probabilities, decibels = score_recording(path, step_seconds, network, training)
+    predicted = models.choose_classes(probabilities, threshold)
+    names = [*training.classes, models.UNKNOWN]  # of the indices of the classes, and of -1
     rows = [["start", "end", "class", "probability"]]
     for start, end, k, p in zip(times, times[1:], predicted, probabilities.max(axis=1)):
         rows.append([f"{start:.3f}", f"{end:.3f}", names[k], f"{p:.4f}"])
@@ -143,9 +139,9 @@ def write_timeline(path, args, network, info):
             labels.append(f"{times[start]:.6f}\t{times[end]:.6f}\t{utils.shown(name)}\n")
     utils.save_text(table.with_suffix(".txt"), "".join(labels))
 
-    picture = table.with_suffix(f".{args.format}")
+    picture = table.with_suffix(f".{picture_format}")
     probabilities[predicted < 0] = np.nan  # drawn blank
-    plot_timeline(picture, times, probabilities, predicted, decibels, info)
+    plot_timeline(picture, times, probabilities, predicted, decibels, training)
     noun = "step" if len(predicted) == 1 else "steps"
     utils.say(f"{path}: {times[-1]:.1f} s in {len(predicted)} {noun}. "
               f"Wrote {table}, {table.with_suffix('.txt')}, {picture}")
@@ -161,9 +157,10 @@ def main():
                         "give each its own --results")
     utils.check_weights_path(args.weights)
     import models  # loads Keras
-    network, info = models.load_network(args.weights)
-    args.threshold = models.find_threshold(args.threshold, info)
-    write = partial(write_timeline, args=args, network=network, info=info)
+    network, training = models.load_network(args.weights)
+    write = partial(write_timeline, network=network, training=training, results=args.results,
+                    step_seconds=args.step, picture_format=args.format,
+                    threshold=models.find_threshold(args.threshold, training))
     _, failed = utils.map_files(write, sounds, jobs=0)
     return utils.name_skipped(errors | failed)
 

@@ -26,8 +26,13 @@ def preprocessed(tmp_path):
 
 
 def read_suspicious(folder):
+    """The other file, or the detail, of each suspicion, by its kind and file."""
     rows = read_table(folder / "Preproc/suspicious.csv")
-    return {(row["kind"], row["file"]): row["detail"] for row in rows}
+    for row in rows:
+        assert row["class"] == row["file"].split("/")[0] or not row["file"]
+        assert bool(row["other"]) == bool(row["difference"]) != bool(row["detail"])
+        assert float(row["difference"] or 0) < 1
+    return {(row["kind"], row["file"]): row["other"] or row["detail"] for row in rows}
 
 
 def test_sounds_without_faults_are_not_suspicious(preprocessed):
@@ -55,9 +60,11 @@ def test_faults_are_found_printed_and_listed(preprocessed):
         ("clipped", "low/loud.wav"), ("nearly identical", "low/loud.wav"),
         ("clipped", "middle/full_scale.wav"),
         ("odd length", "low/long.wav"), ("odd length", "low/short.wav")}
-    assert found["nearly identical, in two classes", "low/00.wav"].startswith("high/padded.wav, ")
+    assert found["nearly identical, in two classes", "low/00.wav"] == "high/padded.wav"
+    assert found["identical", "low/copy.wav"] == "low/00.wav"
     assert found["clipped", "low/loud.wav"].endswith("of the samples are at 0.500")
     assert "Suspicious, odd length: 2, such as low/long.wav (" in said
+    assert "Suspicious, identical: 1, such as low/copy.wav (low/00.wav, 0.00 dB)" in said
     for name in planted:
         (folder / name).unlink()
     (folder / "low/copy.wav").unlink()
@@ -74,14 +81,6 @@ def test_copies_are_not_checked_and_unchanged_sounds_not_again(preprocessed):
     assert "Checking" in run("preprocess_data.py", cwd=preprocessed).stdout
 
 
-def test_a_lower_side_of_few_levels_is_not_clipped(tmp_path):
-    y = np.tile([0.5, -0.3, 0.1, -0.3, -0.3, 0], 100)  # as of 8 bits, quiet
-    soundfile.write(tmp_path / "x.wav", y, RATE)
-    np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
-    settings = utils.default_settings(RATE)
-    assert preprocess_data.measure_sound("x.wav", tmp_path, tmp_path, settings).clipped == 0
-
-
 @pytest.mark.parametrize("bits, kind", [(8, "PCM_U8"), (16, "PCM_16"), (24, "PCM_24"),
                                         (32, "PCM_32")])
 def test_clipping_at_full_scale_is_found_on_both_sides(tmp_path, bits, kind):
@@ -90,8 +89,8 @@ def test_clipping_at_full_scale_is_found_on_both_sides(tmp_path, bits, kind):
     y = np.tile(y << (32 - bits), 100).astype(np.int32)  # soundfile takes the upper bits
     soundfile.write(tmp_path / "x.wav", y, RATE, kind)
     np.save(tmp_path / "x.wav.npy", np.zeros((96, 5), np.float32))
-    settings = utils.default_settings(RATE)
-    found = preprocess_data.measure_sound("x.wav", tmp_path, tmp_path, settings)
+    plan = preprocess_data.Plan(tmp_path, tmp_path, utils.default_settings(RATE))
+    found = preprocess_data.measure_sound("x.wav", plan)
     assert found.clipped == pytest.approx(1 / 4)
 
 
@@ -116,21 +115,15 @@ def test_a_sound_damaged_later_leaves_the_table_and_a_damaged_array_is_listed(pr
     assert found["unreadable", "low/01.wav"].startswith(reason)
 
 
-def test_stereo_spectrograms_are_checked(preprocessed):
-    folder = preprocessed / "Samples"
-    y, rate = soundfile.read(folder / "low/00.wav")
-    soundfile.write(folder / "low/both.wav", np.stack([y, y], axis=1), rate)
-    run("preprocess_data.py", "--channels", 2, cwd=preprocessed)
-    assert read_suspicious(preprocessed).keys() == {("identical", "low/both.wav")}
+PLAIN = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "", np.zeros(16))
 
 
 @pytest.mark.parametrize("key, of_a, of_others, words", [
-    ("sample_rate", 8000, 16000, "sample_rate is lower"), ("channels", 2, 1, "channels is higher"),
-    ("seconds", 3.0, 1.0, "seconds is higher"), ("peak", 0.01, 0.5, "peak is lower")])
+    ("channels", 2, 1, "channels is higher"), ("seconds", 3.0, 1.0, "seconds is higher"),
+    ("peak", 0.01, 0.5, "peak is lower")])
 def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words):
-    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "", np.zeros(16))
     names = [f"{name}/{k}.wav" for name in "abc" for k in range(10)]
-    measures = {name: plain._replace(**{key: of_a if name[0] == "a" else of_others})
+    measures = {name: PLAIN._replace(**{key: of_a if name[0] == "a" else of_others})
                 for name in names}
     found = preprocess_data.find_clues(measures)
     assert found == [("a", f"{words} than elsewhere (AUC 1.000)")]
@@ -139,25 +132,42 @@ def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words
     assert preprocess_data.find_clues(measures) == []
 
 
-def test_every_property_that_gives_a_class_away_is_a_row():
-    plain = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "", np.zeros(16))
-    measures = {f"{name}/{k}.wav": plain for name in "bc" for k in range(10)}
-    odd = plain._replace(sample_rate=16000, channels=2)
-    measures |= {f"a/{k}.wav": odd for k in range(10)}
-    assert preprocess_data.find_clues(measures) == [
-        ("a", "sample_rate is higher than elsewhere (AUC 1.000)"),
-        ("a", "channels is higher than elsewhere (AUC 1.000)")]
+@pytest.mark.parametrize("of_low, of_high, sample_rate, is_told", [
+    (22050, 48000, 48000, True), (22050, 48000, 22050, True),  # the cutoff of the resampler tells
+    (22050, 48000, 19800, False), (8000, 8000, 16000, False)])
+def test_low_sample_rates_that_give_classes_away_are_a_row_with_the_remedy(
+        tmp_path, of_low, of_high, sample_rate, is_told):
+    for k in range(20):
+        name, rate = (("low", of_low), ("high", of_high))[k // 10]
+        (tmp_path / "Samples" / name).mkdir(parents=True, exist_ok=True)
+        y = np.random.default_rng(k).normal(0, 0.1, rate // 5)  # the same white noise
+        soundfile.write(tmp_path / f"Samples/{name}/{k:02d}.wav", y, rate)
+    run("preprocess_data.py", "--sample-rate", sample_rate, cwd=tmp_path)
+    found = read_table(tmp_path / "Preproc/suspicious.csv")
+    assert [(row["kind"], row["class"]) for row in found] == [("class given away", "low")] * is_told
+    for row in found:
+        assert row["detail"] == (
+            "100% of it, but 0% of high, is recorded at 22050 Hz or less; preprocess again with "
+            "--sample-rate 19800, which also removes all sound above 9.9 kHz")
+    if of_low < of_high:  # the bands do differ, by more than 2 dB, unless the advice is followed
+        low, high = (np.mean([np.load(path).mean(axis=1)
+                              for path in (tmp_path / "Preproc" / name).iterdir()], axis=0)
+                     for name in ("low", "high"))
+        clue = np.abs(low - high - np.median(low - high)).max()  # dB
+        assert clue > 2 if is_told else clue < 2
 
 
-def test_many_identical_sounds_are_each_listed_once(tmp_path):
-    fingerprint = utils.take_fingerprint(np.zeros((96, 5), np.float32))
-    found = preprocess_data.Measures(8000, 1, 1.0, 0.5, 0.5, 0.0, "same", fingerprint)
-    rows = preprocess_data.list_twins({f"a/{k:03d}.wav": found for k in range(200)}, tmp_path)
-    assert len(rows) == 199 and {kind for kind, *_ in rows} == {"identical"}
+def test_low_rates_are_told_of_half_of_the_classes_and_not_of_rates_of_every_kind():
+    measures = {f"{name}/{k}.wav": PLAIN._replace(sample_rate=8000 if name in "ab" else 44100)
+                for name in "abcd" for k in range(10)}
+    assert [name for name, _ in preprocess_data.find_low_rates(measures, 44100)] == ["a"]
+    measures = {f"{name}/{k}.wav": PLAIN._replace(sample_rate=8000 + 100 * k)
+                for name in "ab" for k in range(30)}
+    assert preprocess_data.find_low_rates(measures, 9000) == []
 
 
 def test_lengths_are_odd_within_their_class_and_among_all():
-    plain = preprocess_data.Measures(8000, 1, 0.3, 0.5, 0.5, 0.0, "", np.zeros(16))
+    plain = PLAIN._replace(seconds=0.3)
     measures = {f"drum/{k}.wav": plain for k in range(60)}
     measures |= {f"pad/{k}.wav": plain._replace(seconds=20.0) for k in range(20)}
     assert preprocess_data.find_odd_lengths(measures) == {}
@@ -191,8 +201,8 @@ def test_a_recording_is_known_at_another_level_and_in_other_formats(preprocessed
         soundfile.write(folder / name, y, RATE, **choices)
         versions.add(frozenset((source, name)))
     run("preprocess_data.py", cwd=preprocessed)
-    found = {frozenset((name, detail.rsplit(", ", 1)[0]))
-             for (_, name), detail in read_suspicious(preprocessed).items()}
+    found = {frozenset((name, other))
+             for (_, name), other in read_suspicious(preprocessed).items()}
     assert found == versions
 
 

@@ -12,9 +12,9 @@ MODES = {
     "preprocess with flags": [
         "preprocess_data.py", "--augment", 1, "--without", "pitch", "--strict", "--jobs", 2,
         "--n-mels", 40, "--preproc", "other"],
-    "train from weights, streamed": [
+    "train from weights": [
         "train_network.py", "--weights", "weights.keras", "--save", "new.keras",
-        "--memory", 0.0001, "--epochs", 1, "--results", "other", "--tensorboard", "board"],
+        "--epochs", 1, "--results", "other", "--tensorboard", "board"],
     "cross-validate": ["train_network.py", "--folds", 2, "--epochs", 1, *SMALL],
     "evaluate": ["eval_network.py"],
     "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
@@ -26,11 +26,11 @@ MODES = {
     "export to ONNX": ["examples/export_model.py", "model.onnx"],
     "export to TFLite": ["examples/export_model.py", "model.tflite"],
 }
-NEEDS = {"train from weights, streamed": ["tensorboard"], "export to ONNX": ["tf2onnx", "onnx"]}
+NEEDS = {"train from weights": ["tensorboard"], "export to ONNX": ["tf2onnx", "onnx"]}
 WRITES = {
     "augment a folder": ["Samples/low/00_aug1.wav", "Samples/low/augmentations.csv"],
     "preprocess with flags": ["other/low/00_aug1.wav.npy", "other/settings.json"],
-    "train from weights, streamed": [
+    "train from weights": [
         "new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
     "cross-validate": [
         "weights-fold1.keras", "weights-fold2.keras", "Results/fold2/training_log.csv"],
@@ -44,7 +44,7 @@ WRITES = {
     "export to TFLite": ["model.tflite", "model.json"],
 }
 SAYS = {"cross-validate": "eval_network.py --folds\n",
-        "evaluate": "Scoring: 6 of 6", "train from weights, streamed": "memory"}
+        "evaluate": "Scoring: 6 of 6"}
 
 
 @pytest.mark.parametrize("mode", MODES)

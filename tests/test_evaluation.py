@@ -1,16 +1,12 @@
 """What evaluation measures, prints and draws, and what it says of new sounds."""
 import contextlib
-import os
+import dataclasses
 import shutil
-import subprocess
-import sys
-import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import (
-    ROOT,
     SAMPLE_RATE,
     SMALL,
     load_json,
@@ -27,8 +23,18 @@ import models
 import utils
 from benchmarks import intervals
 
-INFO = {"classes": ["a", "b", "c", "d"], "train": ["a/1.wav"] * 5, "validation": ["b/1.wav"] * 2,
-        "temperature": 0.5}
+
+def predictions_of(y, probabilities, raw=None, groups=None):
+    """Predictions for sounds of classes a, b and so on, each sound a group of its own."""
+    names = [f"{i}.wav" for i in range(len(y))]
+    classes = ([*"abcd"] if probabilities.shape[1] == 4
+               else [f"class {k}" for k in range(probabilities.shape[1])])
+    return eval_network.Predictions(names, y, probabilities,
+                                    probabilities if raw is None else raw, groups or names, classes)
+
+
+def measure(*args):
+    return eval_network.measure_scores(predictions_of(*args))
 
 
 # ---------------------------------------------------------------- measure
@@ -45,14 +51,15 @@ def hand_case():
 def test_metrics_of_a_case_computed_by_hand():
     y, p = hand_case()
     raw = p**2 / (p**2).sum(axis=1, keepdims=True)
-    report = eval_network.measure_scores(y, p, raw, INFO)
+    report = measure(y, p, raw)
     assert report["accuracy"] == pytest.approx(4 / 6)
-    assert report["n_test"] == 6 and report["n_train"] == 7 and report["temperature"] == 0.5
+    assert report["n_test"] == report["n_groups"] == 6
     # Wilson's interval at z = 1.95996: centre (p + z^2 / 2n) / (1 + z^2 / n).
     assert report["accuracy_95"] == pytest.approx([0.29999, 0.90323], abs=1e-4)
     recall = {"a": 2 / 3, "b": 0.5, "c": 1, "d": np.nan}
     assert report["recall"] == pytest.approx(recall, nan_ok=True)
     assert report["precision"]["a"] == pytest.approx(2 / 3) and report["precision"]["b"] == 1
+    assert report["macro_precision"] == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert report["balanced_accuracy"] == pytest.approx((2 / 3 + 0.5 + 1) / 3)
     assert report["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     # Of 0.7, 0.6 and 0.1 against 0.1, 0.9 and 0.2: four of nine pairs are in order, one is a tie.
@@ -71,7 +78,7 @@ def test_metrics_are_those_of_scikit_learn_where_every_class_is_present():
     from sklearn import metrics
     y = np.arange(200) % 4
     p = np.random.default_rng(0).dirichlet(np.ones(4), 200)
-    report = eval_network.measure_scores(y, p, p, INFO)
+    report = measure(y, p)
     predicted = p.argmax(axis=1)
     labels = np.eye(4)[y]
     expected = {
@@ -86,21 +93,11 @@ def test_metrics_are_those_of_scikit_learn_where_every_class_is_present():
     assert {key: report[key] for key in expected} == pytest.approx(expected)
 
 
-def test_class_that_is_never_predicted_has_precision_zero():
-    y = np.array([0, 0, 1, 1])
-    p = np.full((4, 4), 0.1) + [0.6, 0, 0, 0]
-    report = eval_network.measure_scores(y, p, p, INFO)
-    assert report["macro_precision"] == 0.25 and report["precision"]["b"] == 0
-
-
 def test_absent_class_is_null_in_json_and_nothing_else_is(tmp_path):
-    y, p = hand_case()
-    utils.save_json(tmp_path / "m.json", eval_network.measure_scores(y, p, p, INFO))
-    report = load_json(tmp_path / "m.json")
-    tables = {key: table for key, table in report.items() if isinstance(table, dict)}
-    nulls = {(key, name) for key, table in tables.items() for name in table if table[name] is None}
-    assert nulls == {(key, "d") for key in ("precision", "recall", "f1", "auc",
-                                            "average_precision")}
+    utils.save_json(tmp_path / "m.json", measure(*hand_case()))
+    tables = [table for table in load_json(tmp_path / "m.json").values() if isinstance(table, dict)]
+    nulls = [name for table in tables for name in table if table[name] is None]
+    assert nulls == ["d"] * 5
     assert "NaN" not in (tmp_path / "m.json").read_text()
 
 
@@ -146,12 +143,13 @@ def test_interval_over_groups_holds_the_true_accuracy(n_groups, size, correlatio
     assert coverage > 0.87 and width < 0.65  # of 300 trials, 0.90 is 0.87 by chance
 
 
-def test_groups_are_those_of_the_split_or_else_of_the_names():
-    info = {"test": ["a/x-1.wav", "b/x-2.wav"], "test_groups": ["1", "2"], "--groups": "^[^-]+"}
-    names = ["b/x-2.wav", "a/x-1.wav", "a/y-3.wav", "b/y-3.wav"]
-    assert eval_network.find_groups(names, info) == ["2", "1", "y", "y"]
-    info |= {"--groups": None}
-    assert eval_network.find_groups(names, info) == ["2", "1", "a/y-3", "b/y-3"]
+def test_groups_are_those_of_the_split_or_else_of_the_names(trained):
+    training = models.load_training(trained / "weights.keras")
+    names = training.split.test[:2] + ["a/y-3.wav", "b/y-3.wav"]
+    training.split.test_groups[:2] = "12"
+    assert eval_network.find_groups(names, training) == ["1", "2", "a/y-3", "b/y-3"]
+    training.flags["--groups"] = "^[^-]+"
+    assert eval_network.find_groups(names, training) == ["1", "2", "y", "y"]
 
 
 def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evaluate, tmp_path):
@@ -161,8 +159,9 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     assert f"(95 % interval {low:.4f} to {high:.4f}), balanced" in said and plain["n_groups"] == 6
     page = (trained / "Results/report.html").read_text()
     assert f"{low:.4f} to\n{high:.4f}, wider if sounds share a speaker" in page
-    network, info = models.load_network(trained / "weights.keras")
-    models.save_network(network, info | {"test_groups": list("aabbcc")}, tmp_path / "w.keras")
+    network, training = models.load_network(trained / "weights.keras")
+    training.split = dataclasses.replace(training.split, test_groups=list("aabbcc"))
+    models.save_network(network, training, tmp_path / "w.keras")
     _, said = evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)
     report = load_json(tmp_path / "metrics.json")
     wide_low, wide_high = report["accuracy_95"]
@@ -202,12 +201,10 @@ def test_a_few_sounds_that_are_all_right_make_nothing_certain():
 
 
 def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(trained):
-    info = models.load_info(trained / "weights.keras")
     log = read_table(trained / "Results/training_log.csv")
-    assert info["temperature"] == pytest.approx(float(log[-1]["temperature"]))
     assert len({row["temperature"] for row in log}) == len(log)
     report = load_json(trained / "Results/metrics.json")
-    assert report["temperature"] == info["temperature"]
+    assert report["temperature"] == pytest.approx(float(log[-1]["temperature"]))
     assert report["uncalibrated"]["log_loss"] != report["log_loss"]
 
 
@@ -227,33 +224,34 @@ def lower_limit(n_right, n):
     return stats.binomtest(n_right, n, alternative="greater").proportion_ci(0.99, "exact").low
 
 
-@pytest.mark.parametrize("accuracy, n_kept", [(0.95, 367), (0.975, 361), (0.98, 360), (0.985, None),
-                                              (0.93, 373), (0, 380)])
+@pytest.mark.parametrize("target, n_kept", [(95, 367), (97.5, 361), (98, 360), (98.5, None),
+                                            (93, 373), (0, 380)])
 def test_threshold_is_the_lowest_whose_accuracy_is_confirmed_but_leaves_one_in_twenty_out(
-        accuracy, n_kept):
+        monkeypatch, target, n_kept):
+    monkeypatch.setattr(models, "TARGET", target)
     y, p = threshold_case()
     limits = [lower_limit(int((y[:n] == 0).sum()), n) for n in range(1, 381)]
-    expected = np.flatnonzero(np.array(limits) >= accuracy)
-    threshold = models.choose_threshold(y, p, accuracy)
+    expected = np.flatnonzero(np.array(limits) >= target / 100)
+    threshold = models.choose_threshold(y, p)
     assert threshold == (p[expected[-1]].max() if len(expected) else None)
     assert threshold is None or (models.choose_classes(p, threshold) == 0).sum() == n_kept
+    assert models.choose_threshold(1 - y, p) is None or target == 0
 
 
-@pytest.mark.parametrize("percent, n_least", [(95, 95), (99, 484)])
-def test_threshold_needs_as_many_sounds_as_the_message_says(percent, n_least):
-    p = np.linspace(0.9, 0.6, n_least)[:, None] * [1, 0]
-    right = np.zeros(n_least, int)
-    assert models.choose_threshold(right, p, percent / 100) is not None
-    assert models.choose_threshold(right[1:], p[1:], percent / 100) is None
-    assert models.explain_no_threshold(percent, n_least - 1) == (
-        f"too few validation sounds ({n_least - 1}; at least {n_least} are needed)")
-    assert "too many mistakes" in models.explain_no_threshold(percent, n_least)
+def test_threshold_needs_as_many_sounds_as_the_message_says():
+    p = np.linspace(0.9, 0.6, 95)[:, None] * [1, 0]
+    right = np.zeros(95, int)
+    assert models.choose_threshold(right, p) is not None
+    assert models.choose_threshold(right[1:], p[1:]) is None
+    assert models.explain_no_threshold(94) == (
+        "too few validation sounds (94; at least 95 are needed)")
+    assert "too many mistakes" in models.explain_no_threshold(95)
 
 
 def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
     rng = np.random.default_rng(0)
     guesses = [intervals.draw_guesses(rng) for _ in range(200)]
-    assert sum(models.choose_threshold(*guess, 0.95) is not None for guess in guesses) <= 10
+    assert sum(models.choose_threshold(*guess) is not None for guess in guesses) <= 10
     counts = [intervals.count_promises(rng, kind, n, n_trials=10)
               for kind in intervals.KINDS for n in (100, 200, 400)]
     n_offered, n_missed = np.sum(counts, axis=0)
@@ -265,20 +263,13 @@ def test_sound_of_the_very_confidence_of_the_threshold_is_known():
     assert models.choose_classes(p, 0.7).tolist() == [0, 1, -1]
 
 
-def test_no_threshold_is_high_enough_if_the_most_confident_sounds_are_wrong():
-    y, p = threshold_case()
-    assert models.choose_threshold(1 - y, p, 0.95) is None
-    assert models.choose_threshold(np.array([0]), p[:1], 0) is None  # too few sounds
-
-
 def test_sounds_of_equal_confidence_are_kept_or_left_out_together():
-    confidence = np.repeat([1.0, 0.9, 0.5], [100, 300, 100])
+    confidence = np.repeat([1.0, 0.9, 0.5], [200, 300, 100])
     p = np.stack([confidence, 1 - confidence], axis=1)
-    for wrong in (slice(100, 200), slice(300, 400)):  # a quarter of 400
-        y = np.repeat([0, 1], [400, 100])
+    for wrong, threshold in ((slice(200, 300), 1.0), (slice(200, 205), 0.9)):  # of the 300
+        y = np.repeat([0, 1], [500, 100])
         y[wrong] = 1
-        assert models.choose_threshold(y, p, 0.95) == 1.0
-        assert models.choose_threshold(y, p, 0.65) == 0.9
+        assert models.choose_threshold(y, p) == threshold
 
 
 def test_coverage_and_accuracy_are_those_of_the_sounds_at_or_above_each_threshold():
@@ -294,13 +285,13 @@ def with_threshold(trained, tmp_path):
     """Weights with a threshold that some test sounds do not reach. Returns their path and it."""
     rows = read_scores(trained / "Results")
     threshold = float(np.median([float(row[row["predicted"]]) for row in rows]))
-    network, info = models.load_network(trained / "weights.keras")
-    info["history"][-1]["threshold_95"] = threshold
-    models.save_network(network, info, tmp_path / "known.keras")
+    network, training = models.load_network(trained / "weights.keras")
+    training.history[-1]["threshold"] = threshold
+    models.save_network(network, training, tmp_path / "known.keras")
     return tmp_path / "known.keras", threshold
 
 
-def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(
+def test_evaluation_scores_the_threshold_of_the_weights_on_the_test_sounds(
         trained, evaluate, with_threshold, tmp_path):
     weights, threshold = with_threshold
     _, said = evaluate(trained, "--weights", weights, "--results", tmp_path)
@@ -308,16 +299,14 @@ def test_evaluation_scores_the_thresholds_of_the_weights_on_the_test_sounds(
     kept = [row for row in rows if float(row[row["predicted"]]) >= threshold]
     accuracy = np.mean([row["class"] == row["predicted"] for row in kept])
     assert 0 < len(kept) < len(rows)
-    assert load_json(tmp_path / "metrics.json")["thresholds"] == {"threshold_95": pytest.approx(
-        {"threshold": threshold, "coverage": len(kept) / len(rows), "accuracy": accuracy})}
+    assert load_json(tmp_path / "metrics.json")["threshold"] == pytest.approx(
+        {"threshold": threshold, "coverage": len(kept) / len(rows), "accuracy": accuracy})
     assert (f"\nThreshold  coverage  accuracy\n{threshold:9.4f}  {len(kept) / len(rows):8.4f}  "
-            f"{accuracy:8.4f}  chosen for 95 % accuracy on 3 validation sounds\n"
-            "No threshold for 99 %: too few validation sounds (3; at least 484 are needed)\n"
-            ) in said.out
+            f"{accuracy:8.4f}  chosen for 95 % accuracy on 3 validation sounds\n") in said.out
 
 
 def test_evaluation_says_why_there_is_no_threshold(trained):
-    assert load_json(trained / "Results/metrics.json")["thresholds"] == {}
+    assert load_json(trained / "Results/metrics.json")["threshold"] is None
     said = (trained / "eval.txt").read_text()
     reason = "too few validation sounds (3; at least 95 are needed)"
     assert f"\nNo threshold for 95 %: {reason}\n" in said
@@ -331,37 +320,33 @@ def read_steps(line, x):
     return line.get_ydata()[np.flatnonzero(points >= x)[-1]]
 
 
-def test_coverage_is_drawn_with_the_thresholds_marked(tmp_path, figures):
-    y, p, report = random_case()
-    report["thresholds"] = {"threshold_95": {"threshold": 0.5, "coverage": 0.4, "accuracy": 0.9}}
-    eval_network.plot_coverage(tmp_path / "coverage.png", y, p, report)
+def test_coverage_is_drawn_with_the_threshold_marked(tmp_path, figures):
+    predictions, _ = random_case()
+    eval_network.plot_coverage(tmp_path / "coverage.png", predictions, 0.5)
     panel = figures["coverage"].axes[0]
     shares, right, mark = panel.lines
-    confidence = p.max(axis=1)
-    is_right = p.argmax(axis=1) == y
+    confidence = predictions.confidence
     for threshold in (0.2, 0.4, 0.6, np.sort(confidence)[10], confidence.max() + 1e-6):
         reached = confidence >= threshold
         assert read_steps(shares, threshold) == pytest.approx(reached.mean())
-        expected = is_right[reached].mean() if reached.any() else np.nan
+        expected = predictions.is_right[reached].mean() if reached.any() else np.nan
         assert read_steps(right, threshold) == pytest.approx(expected, nan_ok=True)
     assert list(mark.get_xdata()) == [0.5, 0.5]
-    assert [label.get_text() for label in panel.get_xticklabels()][:3] == ["0.1", "0.5", "0.9"]
-    eval_network.plot_coverage(tmp_path / "none.png", y, p, report | {"thresholds": {}})
+    eval_network.plot_coverage(tmp_path / "none.png", predictions, None)
+    assert len(figures["none"].axes[0].lines) == 2
 
 
 # ---------------------------------------------------------------- tables and pictures
 
 def test_mistakes_are_those_of_the_scores_and_most_confident_first(trained, evaluate, tmp_path):
-    shutil.copytree(trained / "Samples", tmp_path / "swapped")
-    (tmp_path / "swapped/low").rename(tmp_path / "swapped/x")
-    (tmp_path / "swapped/high").rename(tmp_path / "swapped/low")
-    (tmp_path / "swapped/x").rename(tmp_path / "swapped/high")
+    for name, other in (("low", "high"), ("high", "low"), ("middle", "middle")):
+        shutil.copytree(trained / "Samples" / name, tmp_path / "swapped" / other)
     _, said = evaluate(tmp_path, "--data", "swapped", "--weights", trained / "weights.keras")
-    folder = tmp_path / "Results/swapped"
-    mistakes = read_table(folder / "mistakes.csv")
+    mistakes = read_table(tmp_path / "Results/swapped/mistakes.csv")
     assert len(mistakes) >= 15  # of 20 whose folders were swapped
     assert {row["file"] for row in mistakes} == {
-        row["file"] for row in read_scores(folder) if row["class"] != row["predicted"]}
+        row["file"] for row in read_scores(tmp_path / "Results/swapped")
+        if row["class"] != row["predicted"]}
     probabilities = [float(row["probability"]) for row in mistakes]
     assert probabilities == sorted(probabilities, reverse=True)
     assert all(float(row["probability_of_class"]) <= float(row["probability"]) for row in mistakes)
@@ -398,34 +383,32 @@ def test_curves_of_a_hundred_classes_name_the_worst_and_draw_all(tmp_path, figur
     y = np.arange(300) % 100
     p = rng.dirichlet(np.ones(100), 300)
     p[np.arange(300), y] += np.linspace(0, 1, 100)[y]
-    p /= p.sum(axis=1, keepdims=True)
-    info = INFO | {"classes": [f"class {k}" for k in range(100)]}
-    report = eval_network.measure_scores(y, p, p, info)
-    eval_network.plot_roc(tmp_path / "roc.png", y, p, report)
+    predictions = predictions_of(y, p / p.sum(axis=1, keepdims=True))
+    report = eval_network.measure_scores(predictions)
+    eval_network.plot_roc(tmp_path / "roc.png", predictions, report)
     panel = figures["roc"].axes[1]  # which has no line of chance
     labels = [line.get_label() for line in panel.lines if not line.get_label().startswith("_")]
-    n_curves = eval_network.MAX_CURVES
-    assert len(panel.lines) == 100 + 2 and len(labels) == n_curves + 3
+    assert len(panel.lines) == 100 + 2 and len(labels) == eval_network.MAX_CURVES + 3
     worst = min(report["auc"], key=report["auc"].get)
     assert any(f"  {worst} (3)" in label for label in labels)
-    assert "79 others, at least" in labels[0] and "micro average" in labels[-2]
-    styles = {(line.get_color(), line.get_linestyle()) for line in panel.lines}
-    assert len(styles) == n_curves + 3  # those of the others and of two averages
+    assert "79 others, at least" in labels[0]
 
 
 def random_case():
-    """Sixty sounds of three of four classes, some probabilities tied, and their report."""
+    """Sixty sounds of three of four classes, some probabilities tied, and their scores."""
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
     p = np.stack([rng.multinomial(32, row) for row in 0.2 + 0.2 * np.eye(4)[y]]) / 32
-    return y, p, eval_network.measure_scores(y, p, p, INFO)
+    predictions = predictions_of(y, p)
+    return predictions, eval_network.measure_scores(predictions)
 
 
 def test_curves_that_are_drawn_are_scikit_learn_s(tmp_path, figures):
     from sklearn import metrics
-    y, p, report = random_case()
-    eval_network.plot_roc(tmp_path / "roc.png", y, p, report)
-    eval_network.plot_precision_recall(tmp_path / "pr.png", y, p, report)
+    predictions, report = random_case()
+    y, p = predictions.y, predictions.probabilities
+    eval_network.plot_roc(tmp_path / "roc.png", predictions, report)
+    eval_network.plot_precision_recall(tmp_path / "pr.png", predictions, report)
     lines = {}
     for name, figure in figures.items():
         for line in figure.axes[0].lines:
@@ -445,16 +428,14 @@ def test_curves_that_are_drawn_are_scikit_learn_s(tmp_path, figures):
     x, height = lines["roc", "macro average"]
     assert metrics.auc(x, height) == pytest.approx(report["macro_auc"])
     assert (np.diff(height) >= -1e-12).all() and height[0] == 0 and height[-1] == 1
-    linear, logarithmic = figures["roc"].axes
-    assert [line.get_xydata().tolist() for line in logarithmic.lines] == [
-        line.get_xydata().tolist() for line in linear.lines[:-1]]  # but for the line of chance
 
 
 def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_path, figures):
     from sklearn.metrics import confusion_matrix
-    y, p, report = random_case()
+    predictions, _ = random_case()
+    y, p = predictions.y, predictions.probabilities
     p[:20] = np.roll(p[:20], 1, axis=1)  # so that it is not symmetric
-    eval_network.plot_confusion(tmp_path / "confusion.png", y, p, report)
+    eval_network.plot_confusion(tmp_path / "confusion.png", predictions)
     axes = figures["confusion"].axes[0]
     counts = confusion_matrix(y, p.argmax(axis=1), labels=range(4))
     assert not np.array_equal(counts, counts.T)
@@ -469,44 +450,15 @@ def test_confusion_matrix_is_scikit_learn_s_and_marks_rows_without_sounds(tmp_pa
     assert axes.get_xlabel() == "Predicted"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["a", "b", "c", "d (no test sounds)"]
-    bar = axes.child_axes[0]
-    assert bar.get_window_extent().height == pytest.approx(axes.get_window_extent().height)
-
-
-def test_confusion_matrix_of_many_classes_takes_little_memory(tmp_path):
-    code = """if True:
-        import resource, sys
-        from pathlib import Path
-        import matplotlib.backends.backend_agg, numpy as np, sklearn.metrics
-        import eval_network, utils
-        def draw(n):
-            y = np.arange(n)
-            eval_network.plot_confusion(Path("c.png"), y, np.eye(n), {"classes": [f"{n}"] * n})
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
-        print(draw(2), draw(100))"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, check=True).stdout
-    before, peak = map(float, said.split())
-    assert peak - before < 250
-
-
-def test_confusion_matrix_of_very_many_classes_names_some(tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(eval_network, "MAX_NAMES", 2)
-    y, p, report = random_case()
-    eval_network.plot_confusion(tmp_path / "confusion.png", y, p, report)
-    axes = figures["confusion"].axes[0]
-    for axis in (axes.xaxis, axes.yaxis):
-        assert [(label.get_text(), *axis.get_ticklocs()[i:i + 1])
-                for i, label in enumerate(axis.get_ticklabels())] == [("a", 0), ("c", 2)]
 
 
 def test_reliability_of_few_sounds_has_few_bins_each_with_its_interval(tmp_path, figures):
-    y, p, report = random_case()
-    eval_network.plot_reliability(tmp_path / "reliability.png", y, p, p, report)
+    predictions, report = random_case()
+    report["temperature"] = 1.0
+    eval_network.plot_reliability(tmp_path / "reliability.png", predictions, report)
     above = figures["reliability"].axes[0]
-    confidence = p.max(axis=1)
-    right = p.argmax(axis=1) == y
+    confidence = predictions.confidence
+    right = predictions.is_right
     expected = []
     for low, high in ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.1)):
         inside = (confidence >= low) & (confidence < high)
@@ -524,22 +476,11 @@ def test_scores_in_pictures_have_no_more_digits_than_their_sounds_can_tell():
     assert eval_network.round_score(float("nan"), 3) == "none"
 
 
-def test_scores_of_many_sounds_are_written_row_by_row(tmp_path):
-    p = np.full((3000, 200), 0.005)
-    rows = eval_network.score_rows(["a/b.wav"] * 3000, np.zeros(3000, int), p,
-                                   [f"c{k}" for k in range(200)])
-    tracemalloc.start()
-    utils.save_csv(tmp_path / "scores.csv", rows)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2e6 < (tmp_path / "scores.csv").stat().st_size
-
-
 # ---------------------------------------------------------------- which sounds
 
 def test_sounds_that_came_or_went_after_training_are_printed(trained, evaluate, tmp_path):
     shutil.copytree(trained / "Preproc", tmp_path / "Preproc")
-    test = models.load_info(trained / "weights.keras")["test"]
+    test = models.load_training(trained / "weights.keras").split.test
     weights = "--weights", trained / "weights.keras"
     assert "Preproc: sounds" not in evaluate(tmp_path, *weights)[1].out
     (tmp_path / f"Preproc/{test[0]}.npy").rename(tmp_path / "Preproc/low/new.wav.npy")
@@ -607,15 +548,16 @@ def folded(tmp_path_factory, trained):
 
 
 def test_each_sound_is_tested_once_by_the_network_that_did_not_learn_from_it(folded):
-    infos = [models.load_info(folded / f"weights-fold{k}.keras") for k in (1, 2)]
+    trainings = [models.load_training(folded / f"weights-fold{k}.keras") for k in (1, 2)]
     rows = {row["file"]: row for row in read_scores(folded / "Results")}
-    assert len(rows) == 30 and list(rows) == infos[0]["test"] + infos[1]["test"]
-    for info, k in zip(infos, (1, 2)):
-        assert info["fold"] == [k, 2] and len(info["test"]) == 15
-        learned = {*info["train"], *info["validation"]}
-        copies = utils.find_copies(learned.union(info["test"]))
+    splits = [training.split for training in trainings]
+    assert len(rows) == 30 and list(rows) == splits[0].test + splits[1].test
+    for k, (training, split) in enumerate(zip(trainings, splits), 1):
+        assert training.fold == [k, 2] and len(split.test) == 15
+        learned = {*split.train, *split.validation}
+        copies = utils.find_copies(learned.union(split.test))
         assert len(learned) > 15 and len(copies) == len(learned) - 15  # copies of the 15 others
-        assert not {copies.get(name, name) for name in learned} & set(info["test"])
+        assert not {copies.get(name, name) for name in learned} & set(split.test)
 
 
 def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, evaluate, tmp_path):
@@ -632,16 +574,12 @@ def test_scores_of_folds_are_pooled_and_their_mean_and_spread_printed(folded, ev
     said = (folded / "eval.txt").read_text()
     assert f"mean                {np.mean(accuracies):.4f}" in said
     assert f"std                 {np.std(accuracies, ddof=1):.4f}" in said
-    mistakes = read_table(folded / "Results/mistakes.csv")
-    probabilities = [float(row["probability"]) for row in mistakes]
-    assert probabilities == sorted(probabilities, reverse=True)
 
 
 def test_groups_of_folds_are_pooled():
-    folds = [{"y": np.zeros(2, int), "raw": np.eye(2), "probabilities": np.eye(2), "n_skipped": 0,
-              "info": {"temperature": 1}, "names": ["a/1", "a/2"], "groups": groups, "source": None}
-             for groups in (["x", "x"], ["y", "z"])]
-    assert eval_network.pool_folds(folds)["groups"] == ["x", "x", "y", "z"]
+    folds = [predictions_of(np.zeros(2, int), np.eye(2), groups=[*groups])
+             for groups in ("xx", "yz")]
+    assert eval_network.pool_folds(folds).groups == [*"xxyz"]
 
 
 def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path):
@@ -649,12 +587,15 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
         shutil.copy(folded / "weights-fold1.keras", tmp_path / f"weights-fold{k}.keras")
     with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one cross-"):
         evaluate(tmp_path, "--folds")
-    network, info = models.load_network(folded / "weights-fold2.keras")
-    other_sounds = {"unused": info["unused"] + ["low/new.wav"],
-                    "contents": info["contents"] | {"low/new.wav": "0"}}
-    for change in ({"seed": 1}, {"--groups": "x"}, other_sounds, {"fold": None},
-                   {"hyperparameters": info["hyperparameters"] | {"eq": 0}}):
-        models.save_network(network, info | change, tmp_path / "weights-fold2.keras")
+    network, training = models.load_network(folded / "weights-fold2.keras")
+    split = training.split
+    more = dataclasses.replace(split, unused=[*split.unused, "low/new.wav"],
+                               contents=split.contents | {"low/new.wav": "0"})
+    eq = dataclasses.replace(training.hyperparameters, eq=0.0)
+    for change in ({"seed": 1}, {"flags": training.flags | {"--groups": "x"}}, {"split": more},
+                   {"fold": None}, {"hyperparameters": eq}):
+        other = dataclasses.replace(training, **change)
+        models.save_network(network, other, tmp_path / "weights-fold2.keras")
         with pytest.raises(utils.UserError, match="weights-fold2.keras: is not fold 2 of one"):
             evaluate(tmp_path, "--folds")
     (tmp_path / "weights-fold2.keras").unlink()
@@ -671,7 +612,7 @@ def test_weights_of_folds_alone_are_named_where_a_network_is_missing(folded):
 def test_a_fold_without_auc_does_not_hide_the_mean_of_the_others(capsys):
     folds = [{"accuracy": x, "balanced_accuracy": x, "macro_auc": auc, "n_test": 5}
              for x, auc in ((0.5, 0.75), (0.75, 0.25), (1.0, np.nan))]
-    eval_network.print_folds({"folds": folds})
+    eval_network.print_folds(folds)
     said = capsys.readouterr().out
     assert "mean                0.7500    0.7500     0.5000" in said
     assert "Folds without a macro AUC, for they test one class only: 1." in said
@@ -721,17 +662,20 @@ def test_sounds_below_the_threshold_are_unknown(trained, evaluate, with_threshol
         assert thresholded["predicted"] == (row["predicted"] if is_known else "unknown")
 
 
-def test_weights_without_threshold_say_why_and_what_to_do():
+def test_weights_without_threshold_say_why_and_what_to_do(trained):
+    training = models.load_training(trained / "weights.keras")
+    split = training.split
     for n, reason in ((0, "too few validation sounds"), (400, "too many mistakes")):
-        info = {"classes": ["a"], "history": [{"loss": 1}], "validation": ["a/1.wav"] * n}
+        training.split = dataclasses.replace(
+            split, validation=split.validation[:1] * n, unused=split.unused + split.validation)
         with pytest.raises(utils.UserError, match=f"auto: no threshold for 95 %: .*{reason}"):
-            models.find_threshold("auto", info)
-    assert models.find_threshold(0.5, {"classes": ["a"], "history": [{"loss": 1}]}) == 0.5
-    named = {"classes": ["unknown"], "history": [{"threshold_95": 1.0}]}
+            models.find_threshold("auto", training)
+    assert models.find_threshold(0.5, training) == 0.5
+    training.classes[0] = "unknown"
     for threshold in (0.5, "auto"):
         with pytest.raises(utils.UserError, match="the weights have a class named unknown"):
-            models.find_threshold(threshold, named)
-    assert models.find_threshold(0, named) == 0
+            models.find_threshold(threshold, training)
+    assert models.find_threshold(0, training) == 0
 
 
 def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(

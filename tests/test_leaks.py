@@ -1,12 +1,10 @@
 """No source recording is on two sides of a split, whatever its files are named and how they differ.
 
 Each combination writes sounds of known sources, runs the commands, and reads the subsets from the
-weights file. Nothing here knows how the scripts keep sounds together. A number determines all of a
-combination.
+weights. A number determines all of a combination.
 
     python -m pytest tests/test_leaks.py                     # the first 12 combinations
     LEAKS=200 python -m pytest -q -rs tests/test_leaks.py    # 200, and which ones are refused
-    LEAKS=200 python -m pytest "tests/test_leaks.py::test_no_source_is_on_two_sides[57]"
 """
 import importlib
 import json
@@ -38,8 +36,6 @@ COPY = re.compile(r"_aug\d+(?=\.)")
 counts = [0, 0]  # combinations in this process, and those of them that are refused
 
 
-# ---------------------------------------------------------------- sounds
-
 def make_recording(rng):
     """Several chirps, tones and bursts of noise, each with an envelope. [shape=(n_samples,)]"""
     n = int(rng.uniform(0.2, 0.6) * SAMPLE_RATE)
@@ -65,30 +61,6 @@ def make_noise(rng):
     """Steady noise. All of these have the same spectrum and level. [shape=(n_samples,)]"""
     white = rng.normal(size=int(rng.uniform(0.2, 0.6) * SAMPLE_RATE))
     return 0.05 * scipy.signal.lfilter([1], [1, -0.7], white)
-
-
-def write_sound(path, y, number, way, rng):
-    """Write a sound in the format of its name. The lowest bits of a lossless file hold a number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".mp3":
-        level = rng.choice([0.0, 0.5, 0.9])  # from 110 to 25 kbit/s
-        soundfile.write(path, y, SAMPLE_RATE, compression_level=level, bitrate_mode="CONSTANT")
-    elif path.suffix == ".ogg":
-        soundfile.write(path, y, SAMPLE_RATE)
-    else:
-        subtype = "FLOAT" if way == "FLOAT level" else "PCM_16"
-        samples = np.float32(y) if subtype == "FLOAT" else np.int16(np.round(32768 * y))
-        integers = samples.view(f"i{samples.itemsize}")[:16]
-        integers[:] = integers & ~1 | number >> np.arange(16) & 1
-        soundfile.write(path, samples, SAMPLE_RATE, subtype)
-
-
-def read_number(path):
-    """The number that write_sound hid in a lossless file."""
-    is_float = soundfile.info(path).subtype == "FLOAT"
-    samples, _ = soundfile.read(path, 16, dtype="float32" if is_float else "int16")
-    bits = samples.view(f"i{samples.itemsize}").astype(int) & 1
-    return int((bits << np.arange(16)).sum())
 
 
 def new_stem(rng):
@@ -149,16 +121,17 @@ class Sounds:
         self.write(f"{folder}{kit}{stem}{suffix}", y, number, way)
 
     def write(self, name, y, number, way):
-        if name not in self.table:
-            write_sound(self.folder / name, y, number, way, self.rng)
-            self.table[name] = number, way
-
-    def enter_copies(self):
-        """Add to the table what augment_data.py wrote."""
-        for path in sorted(self.folder.rglob("*_aug*.*")):
-            name = path.relative_to(self.folder).as_posix()
-            number, way = self.table[COPY.sub("", name)]
-            self.table[name] = number, f"altered, {way}"
+        """Write a sound in the format of its name, unless there is one of this name."""
+        if name in self.table:
+            return
+        self.table[name] = number, way
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"subtype": "FLOAT"} if way == "FLOAT level" else {}
+        if path.suffix == ".mp3":
+            level = self.rng.choice([0.0, 0.5, 0.9])  # from 110 to 25 kbit/s
+            options = {"compression_level": level, "bitrate_mode": "CONSTANT"}
+        soundfile.write(path, y, SAMPLE_RATE, **options)
 
     def rename(self, new_names):
         """Rename files, and the altered copies of each with it. new_names: dict from old names."""
@@ -188,62 +161,39 @@ class Sounds:
         else:
             self.add_recordings(2, 6, start=30)
 
-    def check_numbers(self):
-        """Check that the numbers in the lossless files are those of the table."""
-        for name, (number, way) in self.table.items():
-            if name.endswith((".wav", ".flac")) and "altered" not in way:
-                assert read_number(self.folder / name) == number, name
 
+def list_leaks(sides, table, groups=None):
+    """Name each source, and each part that --groups matches, with sounds on two sides.
 
-# ---------------------------------------------------------------- what must stay together
-
-def with_sources(names, table):
-    """Pairs of a source and a sound. The table lacks the copies of preprocess_data.py."""
-    rows = {name: table.get(name) or table[COPY.sub("", name)] for name in names}
-    return [(f"source {number}", f"{name} ({way})") for name, (number, way) in rows.items()]
-
-
-def with_kits(names, groups):
-    """Pairs of what --groups matches below the class, and a sound. None without --groups."""
-    matches = [groups and re.search(groups, name.split("/", 1)[1]) for name in names]
-    return [(f"group {match[1]}", name) for name, match in zip(names, matches) if match]
-
-
-def list_leaks(sides):
-    """A line for each key with sounds on two sides. sides: dict to pairs of a key and a sound."""
+    sides: dict from a side to its sounds.
+    """
     found = {}
-    for side, pairs in sides.items():
-        for key, sound in pairs:
-            found.setdefault(key, {}).setdefault(side, []).append(sound)
-    return [f"{key}: " + "; ".join(f"{side} {', '.join(some)}" for side, some in of_key.items())
-            for key, of_key in found.items() if len(of_key) > 1]
+    for side, names in sides.items():
+        for name in names:
+            # The table lacks the copies of preprocess_data.py.
+            number, way = table.get(name) or table[COPY.sub("", name)]
+            keys = [f"source {number}"]
+            if match := groups and re.search(groups, name.split("/", 1)[1]):
+                keys.append(f"group {match[1]}")
+            for key in keys:
+                found.setdefault(key, {}).setdefault(side, []).append(f"{name} ({way})")
+    return [f"{key}: {of_key}" for key, of_key in found.items() if len(of_key) > 1]
 
 
-def list_all_leaks(splits, table, groups=None):
-    """The leaks of one training, or of the folds of a cross-validation."""
-    leaks = list_leaks({f"test of fold {k}": with_sources(split["test"], table)
-                        for k, split in enumerate(splits, 1)})
+def list_all_leaks(table, groups=None):
+    """The leaks of the weights that are there: of one training, or of the folds."""
+    splits = read_splits()
+    leaks = list_leaks({f"test of fold {k}": s["test"] for k, s in enumerate(splits, 1)}, table)
     for split in splits:
-        leaks += list_leaks({subset: with_sources(split[subset], table) for subset in SUBSETS})
-        leaks += list_leaks({subset: with_kits(split[subset], groups) for subset in SUBSETS})
+        leaks += list_leaks({subset: split[subset] for subset in SUBSETS}, table, groups)
     return leaks
 
 
-def list_earlier_leaks(split, table, earlier, earlier_table):
-    """The leaks from an earlier training, when the sounds were those of earlier_table."""
-    learned, validated = (with_sources(earlier[key], earlier_table) for key in SUBSETS[:2])
-    validation, test = (with_sources(split[key], table) for key in SUBSETS[1:])
-    return (list_leaks({"earlier train": learned, "test or validation": test + validation})
-            + list_leaks({"earlier validation": validated, "test": test}))
-
-
 def read_splits(pattern="weights*.keras"):
-    """The content of training.json of all weights."""
-    return [json.loads(zipfile.ZipFile(path).read("training.json"))
+    """The split in all weights."""
+    return [json.loads(zipfile.ZipFile(path).read("training.json"))["split"]
             for path in sorted(Path().glob(pattern))]
 
-
-# ---------------------------------------------------------------- the combinations
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
@@ -251,8 +201,8 @@ def command(monkeypatch, tmp_path, capsys):
     import models
     import train_network
 
-    def skip_fit(network, batches, spectrograms, info, args):
-        info["history"].append({"epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0})
+    def skip_fit(network, training, spectrograms, places):
+        training.history.append({"epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0})
 
     monkeypatch.setattr(train_network, "fit_network", skip_fit)
     monkeypatch.setattr(train_network, "plot_curves", lambda *args: None)
@@ -283,35 +233,42 @@ def run_combination(sounds, kind, command, rng):
     altered = [sounds.folder / name for name in sounds.table if rng.random() < 0.2]
     if rng.random() < 0.4 and altered:
         command("augment_data", rng.integers(1, 3), "--jobs", 1, *altered)
-        sounds.enter_copies()
+        for path in sounds.folder.rglob("*_aug*.*"):
+            name = path.relative_to(sounds.folder).as_posix()
+            number, way = sounds.table[COPY.sub("", name)]
+            sounds.table[name] = number, f"altered, {way}"
 
     def train(*more):
-        sounds.check_numbers()
         if is_preprocessed:
             command("preprocess_data", "--jobs", 1, *virtual)
         return command("train_network", "--epochs", 1, "--batch-size", 64, *flags, *more)
 
     seed = rng.integers(100)
     said = train(*SMALL, "--seed", seed)
-    splits = read_splits()
-    leaks = list_all_leaks(splits, sounds.table, KIT if kind == "groups" else None)
+    leaks = list_all_leaks(sounds.table, KIT if kind == "groups" else None)
     classes = set(map(class_of, sounds.table))
-    tested = {class_of(name) for split in splits for name in split["test"]}
+    tested = {class_of(name) for split in read_splits() for name in split["test"]}
     if kind not in ("test", "groups"):  # unlike recordings, and unlike noises, are not joined
         leaks += [f"{name}: no test sound" for name in sorted(classes - tested)]
     suggested = re.search(r"--fresh --groups ('[^']*'|\S+)", said)
     if kind == "suggested groups" and suggested:
         groups, = shlex.split(suggested[1])
         train(*SMALL, "--seed", seed, "--fresh", "--groups", groups)
-        leaks += list_all_leaks(read_splits(), sounds.table, groups)
+        leaks += list_all_leaks(sounds.table, groups)
     if kind in TWICE:
         Path("weights.keras").rename("earlier.keras")
         earlier, = read_splits("earlier.keras")
-        earlier_table = sounds.table.copy()
+        earlier_table = {f"earlier {name}": row for name, row in sounds.table.items()}
+        learned, validated = [[f"earlier {name}" for name in earlier[subset]]
+                              for subset in SUBSETS[:2]]
         sounds.change(kind)
         train("--seed", seed + rng.integers(2), "--weights", "earlier.keras")
-        leaks += list_all_leaks(read_splits(), sounds.table)
-        leaks += list_earlier_leaks(*read_splits(), sounds.table, earlier, earlier_table)
+        leaks += list_all_leaks(sounds.table)
+        split, = read_splits()
+        table = sounds.table | earlier_table
+        leaks += list_leaks({"earlier train": learned,
+                             "validation or test": split["validation"] + split["test"]}, table)
+        leaks += list_leaks({"earlier validation": validated, "test": split["test"]}, table)
     return leaks
 
 

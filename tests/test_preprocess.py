@@ -1,15 +1,12 @@
 """Preprocessing reads whatever the folder holds, does what is missing, and survives a kill."""
 import contextlib
 import csv
-import errno
-import json
 import os
 import random
 import re
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -20,12 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import (
-    DATA,
     ROOT,
     SAMPLE_RATE,
     drop_root,
     load_json,
-    needs_data,
     one_line,
     run,
     write_sounds,
@@ -179,6 +174,7 @@ def test_second_run_does_just_what_changed(sounds):
     low = sounds / "Samples/low"
     now = 1_700_000_000 * SECOND + 123_456_789
     for k in range(10):
+        soundfile.write(low / f"0{k}.wav", noise(3000 + k)[:3000], SAMPLE_RATE)
         set_time(low / f"0{k}.wav", now)
     run("preprocess_data.py", cwd=sounds)
     before = identities(sounds)
@@ -188,20 +184,23 @@ def test_second_run_does_just_what_changed(sounds):
     assert "30 kept" in run("preprocess_data.py", cwd=sounds).stdout
     assert identities(sounds) == before
     assert not any(path.exists() for path in strays)
-    soundfile.write(low / "00.wav", noise(3000), SAMPLE_RATE)
+    soundfile.write(low / "00.wav", noise(2000), SAMPLE_RATE)
     set_time(low / "00.wav", now)  # another size
     set_time(low / "01.wav", now + 100)
     set_time(low / "04.wav", now - 100)  # an older file put in its place
     soundfile.write(low / "new.wav", noise(3000), SAMPLE_RATE)
+    (low / "05.wav").rename(low / "swap")  # of one time; one is as long as the other
+    (low / "06.wav").rename(low / "05.wav")
+    (low / "swap").rename(low / "06.wav")
     (low / "02.wav").unlink()
     (sounds / "Preproc/low/03.wav.npy").write_bytes(b"")  # as after a power cut, with its time
     set_time(sounds / "Preproc/low/03.wav.npy", now)
     said = run("preprocess_data.py", cwd=sounds).stdout
-    assert "5 spectrograms written, 25 kept, 1 removed" in said
+    assert "7 spectrograms written, 23 kept, 1 removed" in said
     after = identities(sounds)
     changed = {path.name.removesuffix(".wav.npy") for path in before.keys() | after.keys()
                if before.get(path) != after.get(path)}
-    assert changed == {"00", "01", "02", "03", "04", "new"}
+    assert changed == {"00", "01", "02", "03", "04", "05", "06", "new"}
     assert "30 kept" in run("preprocess_data.py", cwd=sounds).stdout
 
 
@@ -214,26 +213,6 @@ def test_copy_of_preproc_with_other_times_makes_nothing_again(preprocessed):
     assert identities(sounds, "copy") == before
 
 
-@pytest.mark.parametrize("step", [1, 2 * SECOND])  # ns: of most file systems, and of FAT
-def test_sounds_of_one_time_and_size_that_change_places_are_made_again(sounds, step):
-    now = 1_700_000_000 * SECOND
-    low = sounds / "Samples/low"
-    for k in range(10):
-        soundfile.write(low / f"0{k}.wav", noise(3000 + k)[:3000], SAMPLE_RATE)
-        set_time(low / f"0{k}.wav", now)
-    run("preprocess_data.py", cwd=sounds)
-    before = {k: np.load(sounds / f"Preproc/low/0{k}.wav.npy") for k in (0, 1)}
-    (low / "00.wav").rename(low / "swap")
-    (low / "01.wav").rename(low / "00.wav")
-    (low / "swap").rename(low / "01.wav")
-    soundfile.write(low / "02.wav", noise(4000)[:3000], SAMPLE_RATE)
-    set_time(low / "02.wav", (now + SECOND) // step * step)  # replaced within two seconds
-    assert "3 spectrograms written, 27 kept" in run("preprocess_data.py", cwd=sounds).stdout
-    for k in (0, 1):
-        array = np.load(sounds / f"Preproc/low/0{k}.wav.npy")
-        np.testing.assert_array_equal(array, before[1 - k])
-
-
 def test_changed_settings_make_everything_again_and_say_so_in_one_line(preprocessed):
     sounds = preprocessed
     said = run("preprocess_data.py", "--n-mels", 40, cwd=sounds).stdout
@@ -242,39 +221,6 @@ def test_changed_settings_make_everything_again_and_say_so_in_one_line(preproces
     assert "(n_mels 96 -> 40): all spectrograms are made again" in lines[0]
     assert "30 spectrograms written, 0 kept, 0 removed" in said
     assert {np.load(path).shape[0] for path in (sounds / "Preproc").rglob("*.npy")} == {40}
-
-
-def test_settings_that_an_earlier_version_wrote_make_everything_again(preprocessed):
-    sounds = preprocessed
-    path = sounds / "Preproc/settings.json"
-    saved = load_json(path)
-    path.write_text(json.dumps(saved["features"]))
-    before = identities(sounds)
-    assert "30 spectrograms written" in run("preprocess_data.py", cwd=sounds).stdout
-    assert load_json(path) == saved and not identities(sounds).items() & before.items()
-
-
-def test_nothing_of_other_settings_is_left_when_the_new_ones_are_written(
-        sounds, preprocess, monkeypatch):
-    flags = "--augment", 1, "--seed", 5
-    preprocess(sounds, *flags)
-    map_files = utils.map_files
-
-    def stop(function, names, description=None, *args, **kwargs):
-        if description:
-            raise KeyboardInterrupt
-        return map_files(function, names, description, *args, **kwargs)
-
-    monkeypatch.setattr(utils, "map_files", stop)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(sounds, *flags, "--without", "gain")
-    left = utils.list_spectrograms("Preproc")
-    assert len(left) == 30 and not any("_aug" in name for name in left)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(sounds, *flags, "--hop-length", 64)
-    assert utils.list_spectrograms("Preproc") == []
-    with pytest.raises(UserError, match="settings.json: preprocessing is not finished"):
-        utils.load_settings("Preproc")
 
 
 def test_stopped_while_it_removes_what_is_stale_it_is_not_finished(
@@ -306,18 +252,6 @@ def test_preprocessing_in_which_every_sound_failed_is_not_finished(tmp_path):
         result = run("preprocess_data.py", *flags, cwd=tmp_path, status=1)
         assert "Samples: none of its 1 sound files can be read" in result.stderr
         assert load_json(tmp_path / "Preproc/settings.json")["finished"] is False
-
-
-def test_sound_that_became_unreadable_keeps_no_spectrogram(preprocessed):
-    sounds = preprocessed
-    (sounds / "Samples/low/00.wav").write_text("damaged")
-    for _ in range(2):  # named by each run
-        run("preprocess_data.py", cwd=sounds, status=1)
-        assert not (sounds / "Preproc/low/00.wav.npy").exists()
-        assert list(skipped(sounds)) == ["low/00.wav"]
-    (sounds / "Samples/low/00.wav").unlink()
-    run("preprocess_data.py", cwd=sounds)
-    assert not (sounds / "Preproc/skipped.csv").exists()
 
 
 def test_interrupted_run_says_that_what_is_written_stays(tmp_path):
@@ -356,24 +290,6 @@ def test_runs_at_once_that_want_different_things_wait_for_one_another(tmp_path):
     assert arrays(tmp_path) == after
 
 
-def test_folder_of_a_class_without_sounds_is_refused_before_anything_changes(sounds):
-    (sounds / "Samples/empty/deep").mkdir(parents=True)
-    line = one_line("preprocess_data.py", cwd=sounds)
-    assert "Samples/empty: no sounds there that can be read; add at least 2, or remove" in line
-    assert not (sounds / "Preproc").exists()
-
-
-def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
-    write_sounds(tmp_path, n=2)
-    (tmp_path / "out/Preproc/gone").mkdir(parents=True)
-    (tmp_path / "out/.0123456789ab.json").touch()
-    (tmp_path / "out/Preproc/.0123456789ab.json").touch()
-    run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path)
-    left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
-    assert left == ["high", "low", "middle", "settings.json", "suspicious.csv"]
-    assert (tmp_path / "out/.0123456789ab.json").exists()
-
-
 # ---------------------------------------------------------------- workers
 
 def die_of_some(name):
@@ -408,29 +324,6 @@ def test_mistake_of_ours_in_a_worker_is_raised_with_its_traceback(jobs):
         utils.map_files(divide_by_zero, ["a", "b"], jobs=jobs)
     shown = str(info.value.__cause__) if jobs else str(info.getrepr())
     assert "divide_by_zero" in shown and "1 / 0" in shown
-
-
-def note_and_fail(name):
-    with open("tried", "a") as file:
-        file.write(f"{name}\n")
-    if name == "3":
-        raise UserError("3: is bad")
-
-
-def test_strict_ends_the_work_at_the_first_error(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = [str(k) for k in range(1000)]
-    with pytest.raises(UserError, match="3: is bad"):
-        utils.map_files(note_and_fail, names, jobs=1, strict=True)
-    assert len((tmp_path / "tried").read_text().splitlines()) < 100
-
-
-@pytest.mark.parametrize("jobs", [0, 1, 2])
-def test_results_are_in_the_order_of_the_names(jobs):
-    names = [str(k) for k in range(100, 0, -1)]
-    done, errors = utils.map_files(str.upper, names, jobs=jobs)
-    assert list(done) == names and errors == {}
-    assert utils.map_files(str.upper, [], jobs=jobs) == ({}, {})
 
 
 # ---------------------------------------------------------------- whatever the folder holds
@@ -476,28 +369,6 @@ def test_odd_names_and_subfolders_are_mirrored(tmp_path):
     assert (tmp_path / "Preproc/-a class-/deep/er").exists()
 
 
-def test_name_too_long_is_named_and_the_rest_done(sounds):
-    name = "x" * 250 + ".wav"  # with .npy it is longer than 255 bytes
-    soundfile.write(sounds / "Samples/low" / name, noise(1000), SAMPLE_RATE)
-    for n_written, n_kept in ((30, 0), (0, 30)):
-        result = run("preprocess_data.py", cwd=sounds, status=1)
-        assert (f"skipped Preproc/low/{name}.npy: cannot be written: File name too long; rename "
-                "the sound") in result.stderr
-        assert f"{n_written} spectrograms written, {n_kept} kept" in result.stdout
-
-
-def test_folder_in_the_place_of_a_spectrogram_is_named_by_each_run(sounds):
-    folder = sounds / "Preproc/low/00.wav.npy"
-    run("preprocess_data.py", cwd=sounds)
-    folder.unlink()
-    folder.mkdir()
-    (folder / "notes.txt").touch()
-    for _ in range(2):
-        result = run("preprocess_data.py", cwd=sounds, status=1)
-        assert "skipped Preproc/low/00.wav.npy: cannot be written: " in result.stderr
-        assert "29 kept" in result.stdout
-
-
 def test_links_to_sounds_work_and_a_loop_of_links_ends(sounds, tmp_path_factory):
     elsewhere = write_sounds(tmp_path_factory.mktemp("elsewhere"), classes=["more"], n=2)
     elsewhere = elsewhere / "Samples/more"
@@ -539,18 +410,16 @@ def test_folder_that_may_not_be_read_stops_the_run_before_anything_changes(sound
     assert preproc_of(sounds) == before
 
 
-@pytest.mark.parametrize("name", ["low", "drive v1.5"])
-def test_class_link_that_leads_nowhere_stops_the_run_before_anything_changes(sounds, name):
+def test_class_link_that_leads_nowhere_stops_the_run_before_anything_changes(sounds):
     """As of a drive that is not mounted. Its spectrograms are still of use."""
     (sounds / "Samples/low").rename(sounds / "drive")
-    (sounds / "Samples" / name).symlink_to(sounds / "drive")
+    (sounds / "Samples/drive v1.5").symlink_to(sounds / "drive")
     run("preprocess_data.py", cwd=sounds)
     before = preproc_of(sounds)
     (sounds / "drive").rename(sounds / "elsewhere")
-    for flags in ([], ["--n-mels", 40]):
-        line = one_line("preprocess_data.py", *flags, cwd=sounds)
-        assert line == (f"preprocess_data.py: Samples/{name}: is a broken link; mount the drive it "
-                        "points to, or remove it")
+    line = one_line("preprocess_data.py", "--n-mels", 40, cwd=sounds)
+    assert line == ("preprocess_data.py: Samples/drive v1.5: is a broken link; mount the drive it "
+                    "points to, or remove it")
     assert preproc_of(sounds) == before
 
 
@@ -563,8 +432,11 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed(sounds)
         y[1234] = value
         soundfile.write(middle / f"{name}.wav", y, SAMPLE_RATE, subtype="FLOAT")
     soundfile.write(middle / "none.wav", np.zeros(0), SAMPLE_RATE)
-    (middle / "empty.mp3").touch()
-    (middle / "text.flac").write_text("this is no sound")
+    os.mkfifo(middle / "pipe.wav")
+    for name, data in (("empty.mp3", b""), ("page.mp3", b"<!DOCTYPE html><html>"),
+                       ("pointer.mp3", b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+                       ("zeros.wav", bytes(2**21))):
+        (middle / name).write_bytes(data)
     for name in ("notes.txt", "list.csv", ".hidden.wav", "picture.PNG"):
         (middle / name).write_text("left alone")
     result = run("preprocess_data.py", cwd=sounds, status=1)
@@ -573,24 +445,16 @@ def test_short_and_silent_sounds_are_kept_and_what_is_no_sound_is_listed(sounds)
     np.testing.assert_allclose(silent, -100, atol=1e-4)
     reasons = skipped(sounds)
     expected = {"empty.mp3": "an empty file", "huge.wav": "beyond 1e9", "inf.wav": "infinity",
-                "nan.wav": "NaN", "none.wav": "without samples",
-                "text.flac": "a text file"}
+                "nan.wav": "NaN", "none.wav": "without samples", "page.mp3": "an HTML page",
+                "pipe.wav": "a pipe or device", "pointer.mp3": "run git lfs pull",
+                "zeros.wav": "an empty file, or one of zeros"}
     assert list(reasons) == [f"middle/{name}" for name in expected]
     for name, reason in expected.items():
         assert reason in reasons[f"middle/{name}"]
         assert reasons[f"middle/{name}"].startswith("expected ")
         assert f"skipped Samples/middle/{name}: expected " in result.stderr
     assert "32 spectrograms written" in result.stdout
-    assert "6 sounds skipped; 4 other files left alone" in result.stdout
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_pipes_are_no_sounds_and_nobody_waits_for_them(sounds):
-    os.mkfifo(sounds / "Samples/low/pipe.wav")
-    result = run("preprocess_data.py", cwd=sounds, status=1)
-    assert ("skipped Samples/low/pipe.wav: expected a sound, found a pipe or device"
-            in result.stderr)
-    assert "30 spectrograms written" in result.stdout
+    assert "9 sounds skipped; 4 other files left alone" in result.stdout
 
 
 def test_bad_sound_is_named_once_with_all_its_copies(sounds):
@@ -598,26 +462,6 @@ def test_bad_sound_is_named_once_with_all_its_copies(sounds):
     result = run("preprocess_data.py", "--augment", 2, cwd=sounds, status=1)
     assert "1 sounds skipped" in result.stdout and list(skipped(sounds)) == ["low/bad.wav"]
     assert skipped(sounds)["low/bad.wav"].startswith("expected a sound")
-
-
-def test_sound_of_which_resampling_leaves_nothing_has_a_silent_frame(sounds):
-    soundfile.write(sounds / "Samples/low/click.wav", noise(1), 192000)
-    run("preprocess_data.py", "--n-fft", 1025, cwd=sounds)
-    assert np.load(sounds / "Preproc/low/click.wav.npy").shape == (96, 1)
-
-
-@needs_data
-def test_folder_of_real_recordings_as_messy_as_a_user_s_is_read_whole(tmp_path):
-    (tmp_path / "Samples").symlink_to(DATA / "drums")
-    said = run("preprocess_data.py", cwd=tmp_path).stdout
-    assert "285 spectrograms written" in said and "0 sounds skipped" in said
-    for path in sorted(DATA.glob("drums/*/*"))[::40]:
-        y = librosa.load(path, sr=44100, res_type="soxr_hq")[0]
-        expected = log_mel(y, 44100, n_fft=2048, hop_length=512)
-        found = np.load(tmp_path / "Preproc" / path.parent.name / f"{path.name}.npy")
-        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=0)
-        is_loud = expected > expected.max() - 60
-        np.testing.assert_allclose(found[is_loud], expected[is_loud], atol=5e-4, rtol=0)
 
 
 def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
@@ -628,55 +472,6 @@ def test_strict_stops_at_the_first_bad_sound_in_one_line(sounds):
     line = one_line("preprocess_data.py", "--strict", "--jobs", 2, cwd=sounds)
     assert "Samples/high/" in line
     assert load_json(sounds / "Preproc/settings.json")["finished"] is False
-
-
-MATROSKA = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d")
-G726 = struct.pack("<HHIIHH", 0x45, 1, 8000, 4000, 1, 4)  # the format chunk of a WAV file
-G726 = b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0" + G726 + b"data\x08\0\0\0" + bytes(8)
-
-
-@pytest.mark.parametrize("name, data, reason", [
-    ("take 1.m4a", b"\0\0\0\x20ftypM4A ", "Format not recognised"),
-    ("take.wma", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", "Format not recognised"),
-    ("film.webm", MATROSKA, "Format not recognised"), ("lies.wav", MATROSKA, "Format not rec"),
-    ("phone.wav", G726, "Error in WAV/W64/RF64 file. Malformed 'fmt ' chunk"),
-    ("late.mp3", bytes(2**20) + b"\xff\xfb\x90\xc4", "no MPEG audio found")])
-def test_what_libsndfile_cannot_read_is_named_with_the_command_that_converts_it(
-        sounds, name, data, reason):
-    path = f"Samples/low/{name}"
-    (sounds / path).write_bytes(data + bytes(100))
-    line, _ = run("preprocess_data.py", cwd=sounds, status=1).stderr.splitlines()
-    line, command = line.split("; convert it and remove the original, or replace it if that fails:")
-    assert line.startswith(f"skipped {path}: expected a sound, found a file that libsndfile cannot "
-                           f"read ({reason}")
-    converted = path.rsplit(".", 1)[0] + ".converted.wav"
-    assert shlex.split(command) == ["ffmpeg", "-i", path, converted]
-
-
-def test_what_holds_no_sound_of_any_format_is_named_with_its_remedy(sounds):
-    page = "an HTML page; download the file again"
-    pointer = "a Git LFS pointer; run git lfs pull"
-    blank = "an empty file, or one of zeros; replace it"
-    text = "a text file; replace it"
-    files = {"1.mp3": (b"<!DOCTYPE html><html>", page), "2.wav": (b"\r\n <html>caf\xe9", page),
-             "3.wav": (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", page),
-             "4.mp3": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", pointer),
-             "5.wav": (bytes(2**21), blank), "6.mp3": (b"", blank),
-             "7.flac": (b'{"error": "not found"}\n', text)}
-    for name, (data, _) in files.items():
-        (sounds / "Samples/low" / name).write_bytes(data)
-    run("preprocess_data.py", cwd=sounds, status=1)
-    assert skipped(sounds) == {f"low/{name}": f"expected a sound, found {found}"
-                               for name, (_, found) in files.items()}
-
-
-def test_mp2_sphere_and_voc_files_are_sounds(sounds):
-    layer_2 = b"\xff\xfd\x14\xc0" + bytes(92)  # a frame of 1152 silent samples at 48 kHz
-    (sounds / "Samples/low/a.mp2").write_bytes(20 * layer_2)
-    soundfile.write(sounds / "Samples/low/b.sph", noise(4000), SAMPLE_RATE, format="NIST")
-    soundfile.write(sounds / "Samples/low/c.voc", noise(4000), SAMPLE_RATE, "PCM_16")
-    said = run("preprocess_data.py", cwd=sounds).stdout
-    assert "33 spectrograms written" in said
 
 
 @needs_proc
@@ -700,32 +495,17 @@ def test_hour_of_sound_takes_no_more_than_500_mb_and_has_the_values_of_a_short_o
     np.testing.assert_allclose(found, expected[:, 2:], atol=5e-4)
 
 
+def test_what_libsndfile_cannot_read_is_named_with_the_command_that_converts_it(sounds):
+    (sounds / "Samples/low/take 1.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    line, _ = run("preprocess_data.py", cwd=sounds, status=1).stderr.splitlines()
+    line, command = line.split("; convert it and remove the original, or replace it if that fails:")
+    assert line == ("skipped Samples/low/take 1.m4a: expected a sound, found a file that "
+                    "libsndfile cannot read (Format not recognised)")
+    assert shlex.split(command) == ["ffmpeg", "-i", "Samples/low/take 1.m4a",
+                                    "Samples/low/take 1.converted.wav"]
+
+
 # ---------------------------------------------------------------- channels, copies
-
-def test_channels_are_kept_and_training_and_scoring_take_them(tmp_path, evaluate):
-    rng = np.random.default_rng(0)
-    for side in (0, 1):  # the classes differ in nothing but the side that is loud
-        for i in range(10):
-            y = rng.normal(0, 0.001, (4000, 2))
-            y[:, side] = rng.normal(0, 0.3, 4000)
-            path = tmp_path / "Samples" / ("left", "right")[side] / f"{i}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, y, SAMPLE_RATE)
-    soundfile.write(tmp_path / "Samples/left/mono.wav", noise(4000), SAMPLE_RATE)
-    run("preprocess_data.py", "--channels", 2, cwd=tmp_path)
-    array = np.load(tmp_path / "Preproc/left/0.wav.npy")
-    assert array.shape == (2, 96, 32)
-    y = soundfile.read(tmp_path / "Samples/left/0.wav", dtype="float32")[0].T
-    expected = log_mel(y, SAMPLE_RATE, n_fft=512, hop_length=128)
-    np.testing.assert_allclose(array, expected, atol=2e-3)
-    mono = np.load(tmp_path / "Preproc/left/mono.wav.npy")
-    np.testing.assert_array_equal(mono[0], mono[1])
-    run("train_network.py", "--epochs", 3, "--layers", 1, "--test", "[0-4].wav", cwd=tmp_path)
-    for source in ("Preproc", "Samples"):  # and from the sounds, with the settings of the weights
-        assert f"Reading {source}" in evaluate(tmp_path)[1].out
-        assert load_json(tmp_path / "Results/metrics.json")["accuracy"] == 1
-        shutil.rmtree(tmp_path / "Preproc", ignore_errors=True)
-
 
 @pytest.mark.parametrize("subtype, difference", [("FLOAT", 1e-4), ("PCM_24", 0.1)])  # dB
 def test_copies_made_in_passing_are_those_that_augmenting_would_write(
@@ -767,31 +547,7 @@ def test_copies_without_a_file_are_made_again_if_their_settings_change_and_no_ot
     assert "0 spectrograms written, 30 kept, 60 removed" in said
 
 
-def test_copy_that_has_a_file_is_no_virtual_one(sounds):
-    """It is kept whatever the seed, and made again when its own file changes."""
-    run("augment_data.py", 1, "Samples/low/00.wav", cwd=sounds)
-    run("preprocess_data.py", cwd=sounds)
-    said = run("preprocess_data.py", "--augment", 1, "--seed", 5, cwd=sounds).stdout
-    assert "29 spectrograms written, 31 kept, 0 removed" in said
-    os.utime(sounds / "Samples/low/00_aug1.wav", ns=(0, 1_700_000_000 * SECOND + 1))
-    said = run("preprocess_data.py", "--augment", 1, "--seed", 5, cwd=sounds).stdout
-    assert "1 spectrograms written, 59 kept, 0 removed" in said
-
-
 # ---------------------------------------------------------------- progress, start, other machines
-
-def test_progress_is_plain_lines_off_a_terminal(capsys, monkeypatch):
-    seconds = iter(range(0, 1000, 11))
-    monkeypatch.setattr(utils.time, "perf_counter", lambda: next(seconds))
-    assert list(utils.show_progress(iter("abc"), 3, "Reading")) == ["a", "b", "c"]
-    monkeypatch.undo()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["Reading: 1 of 3, 0 sounds/s, 0:22 left", "Reading: 2 of 3, 0 sounds/s, "
-                     "0:11 left", "Reading: 3 of 3, 0 sounds/s"]
-    assert list(utils.show_progress(iter("abc"), 3, "Reading")) == ["a", "b", "c"]
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("Reading: 3 of 3, ")
-
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     import pty
@@ -809,11 +565,6 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
     for part in ("━", "900/900", "sounds/s", "times real time"):
         assert part in said.decode(), said.decode()
     assert re.search(r"sounds/s, \d:\d\d left", said.decode())
-
-
-def test_start_loads_nothing_that_reading_and_transforming_do_not_need(sounds):
-    modules = set(run_main(sounds, "print(*sys.modules)").splitlines()[-1].split())
-    assert not {"keras", "tensorflow", "sklearn", "matplotlib", "distributed"} & modules
 
 
 @pytest.fixture
@@ -857,19 +608,6 @@ def test_dask_cluster_that_loses_a_worker_ends_with_the_bytes_of_a_local_run(clu
     assert arrays(tmp_path) == local
 
 
-def test_what_fails_on_a_dask_cluster_is_not_taken_for_a_cluster_that_is_gone(cluster):
-    def fill_the_disk(name):  # a function in a function goes to the workers as code
-        raise OSError(errno.ENOSPC, "No space left on device", name)
-
-    address, _ = cluster
-    with pytest.raises(ZeroDivisionError):
-        utils.map_files(lambda name: 1 / 0, ["a"], dask=address)
-    with pytest.raises(ValueError, match="invalid literal"):
-        utils.map_files(lambda name: int("x"), ["a"], dask=address)
-    with pytest.raises(OSError, match="No space left on device"):
-        utils.map_files(fill_the_disk, ["a"], dask=address)
-
-
 def test_dask_address_that_nobody_answers_is_one_line_and_changes_nothing(sounds):
     pytest.importorskip("distributed")
     run("preprocess_data.py", cwd=sounds)
@@ -883,14 +621,3 @@ def test_preproc_that_is_samples_is_refused(sounds):
     for place in ("Samples/../Samples", "Samples/Preproc", "."):
         line = one_line("preprocess_data.py", "--preproc", place, cwd=sounds)
         assert "name another one" in line
-
-
-def test_folder_that_cannot_be_locked_is_worked_on_all_the_same(tmp_path, monkeypatch):
-    """As on some network file systems."""
-    fcntl = pytest.importorskip("fcntl")
-
-    def flock(descriptor, operation):
-        raise OSError(errno.EBADF, "Bad file descriptor")
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with utils.folder_lock(tmp_path):
-        (tmp_path / "x").touch()

@@ -1,28 +1,27 @@
 """The page of results: what it shows, and that it filters and plays in a browser."""
+import base64
 import contextlib
-import errno
+import io
 import re
 import shutil
 from collections import Counter
-from html.parser import HTMLParser
-from pathlib import Path
-from urllib.parse import unquote, urljoin, urlparse
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SAMPLE_RATE, made_once, one_line, read_table, run, tone
+from conftest import SAMPLE_RATE, made_once, read_table, run, tone
 
 import eval_network
 import models
+import utils
 
 HOSTILE = "<script>window.broken=1<", "\"'><img src=x onerror=window.broken=1>", "\N{BELL} & 'b'"
-# Ending of the name, format and subtype: the first four are played as they are.
+# Ending of the name, format and subtype.
 FORMATS = [(".wav", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"),
            (".mp3", "MP3", "MPEG_LAYER_III"), (".aiff", "AIFF", "PCM_16"),
            ("24.wav", "WAV", "PCM_24"), ("f.wav", "WAV", "FLOAT"), ("24.flac", "FLAC", "PCM_24"),
            (" 100% #1?.wav", "WAV", "PCM_16")]
-SLOW = "2k.wav"  # at 2 kHz, which Chromium plays as silence
+SLOW = "2k.wav"  # at 2 kHz, which MP3 lacks
 N_MISTAKES = len(FORMATS) + 1
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
@@ -35,130 +34,105 @@ def report(tmp_path_factory, trained):
     Ten of the third class are wrong: three sound like the first class, seven like the second.
     """
     def make(folder):
-        network, info = models.load_network(trained / "weights.keras")
-        info["classes"] = sorted(HOSTILE)  # they were high, low and middle
-        models.save_network(network, info, folder / "weights.keras")
+        network, training = models.load_network(trained / "weights.keras")
+        training.classes = sorted(HOSTILE)  # they were high, low and middle
+        models.save_network(network, training, folder / "weights.keras")
         rng = np.random.default_rng(5)
         n = len(FORMATS)
-        for label, pitches in zip(info["classes"], ([1800] * n, [200] * n, [1800] * 3 + [200] * 6)):
+        pitches_of = [1800] * n, [200] * n, [1800] * 3 + [200] * 6
+        for label, pitches in zip(training.classes, pitches_of):
             (folder / "data" / label).mkdir(parents=True)
             for hertz, (ending, *kind) in zip(pitches, FORMATS):
                 y = np.repeat(tone(rng, hertz, 2)[:, None], 2, axis=1)
                 soundfile.write(folder / "data" / label / f"x{ending}", y, SAMPLE_RATE,
                                 format=kind[0], subtype=kind[1])
-            if label != info["classes"][0]:
+            if label != training.classes[0]:
                 soundfile.write(folder / "data" / label / f"x{SLOW}", y[::4], SAMPLE_RATE // 4)
         said = run("eval_network.py", "--data", "data", cwd=folder).stdout
         (folder / "eval.txt").write_text(said)
     return made_once(tmp_path_factory, "report", make)
 
 
-class Links(HTMLParser):
-    """Collects what a page loads or links to."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.found = []
-        self.feed(path.read_text())
-
-    def handle_starttag(self, tag, attributes):
-        self.found += [value for key, value in attributes if key in ("src", "href")]
+def page_of(folder):
+    return (folder / "report.html").read_text()
 
 
-def sounds_of(folder):
-    links = Links(folder / "report.html").found
-    return [folder / unquote(link) for link in links if not link.startswith(("data:", "#"))]
+def decode(uri):
+    """The samples and the rate of a sound in a page."""
+    kind, data = uri.split(",")
+    assert kind == "data:audio/mpeg;base64"
+    return soundfile.read(io.BytesIO(base64.b64decode(data)))
 
 
 # ---------------------------------------------------------------- the file
 
-def test_the_page_needs_no_network_and_links_only_sounds_by_relative_path(report):
-    page = report / "Results/data/report.html"
-    others = [link for link in Links(page).found if not link.startswith("data:")]
-    others = [link for link in others if link != "#examples"]
-    assert len(others) == N_MISTAKES + 6
-    assert all(link.startswith(("../../data/", "sounds/")) for link in others)
-    assert not re.search(r"https?:|@import|url\(", page.read_text())
-    assert page.stat().st_size < 1e6
+def test_the_page_is_one_file_that_holds_all_its_sounds(report):
+    page = page_of(report / "Results/data")
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert {link.split(",")[0][:10] for link in links} == {
+        "data:", "data:image", "data:audio", "#examples"}
+    assert not re.search(r"https?:|@import|url\(", page)
+    sounds = [decode(link) for link in links if link.startswith("data:audio")]
+    assert len(sounds) == N_MISTAKES + 6
+    for y, sample_rate in sounds:
+        assert sample_rate == SAMPLE_RATE and abs(y).max() == pytest.approx(0.33, abs=0.06)
+        assert len(y) / sample_rate == pytest.approx(2, abs=0.1)
 
 
-def test_every_linked_sound_is_one_that_browsers_play(report):
-    folder = report / "Results/data"
-    paths = sounds_of(folder)
-    kinds = {path.name: (soundfile.info(path).format, soundfile.info(path).subtype)
-             for path in paths}
-    assert {kind for name, kind in kinds.items() if not name.endswith(".wav.wav")} >= {
-        ("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")}
-    converted = {path.name for path in paths if folder / "sounds" in path.parents}
-    assert converted == {"x.aiff.wav", "x24.wav.wav", "xf.wav.wav", "x24.flac.wav", "x2k.wav.wav"}
-    assert {kinds[name] for name in converted} == {("WAV", "PCM_16")}
-    assert min(soundfile.info(path).samplerate for path in paths) == SAMPLE_RATE
-    assert all(soundfile.info(path).duration == pytest.approx(2, abs=0.1) for path in paths)
-
-
-@pytest.mark.parametrize("channels, rate, network_channels", [(1, 8000, 1), (6, 16000, 2),
-                                                              (1, 1000, 1), (3, 8000, 3)])
-def test_of_long_sounds_browsers_get_the_first_minute(tmp_path, channels, rate, network_channels):
-    settings = models.FeatureSettings(rate, 96, 512, 128, network_channels)
-    y = np.zeros((70 * rate, channels))
-    y[0] = 0.5
+@pytest.mark.parametrize("channels, rate, network_channels, mp3_rate", [
+    (1, 8000, 1, 8000), (6, 16000, 2, 16000), (1, 1000, 1, 8000), (3, 9000, 3, 11025),
+    (1, 96000, 1, 48000)])
+def test_page_holds_the_first_seconds_of_a_sound(tmp_path, channels, rate, network_channels,
+                                                 mp3_rate):
+    settings = utils.FeatureSettings(rate, 96, 512, 128, network_channels)
+    time = np.arange(12 * rate) / rate
+    y = np.repeat(0.3 * np.sin(2 * np.pi * 300 * time)[:, None], channels, axis=1)
     soundfile.write(tmp_path / "long.aiff", y, rate)
-    y, found_rate = eval_network.read_beginning(tmp_path / "long.aiff", settings)
-    assert y.shape == (60 * found_rate, min(network_channels, 2))
-    assert found_rate == max(rate, 8000) and y[:20].max() > 0.01
+    playable, seconds = eval_network.choose_playback(settings, 1)
+    y, found_rate = decode(eval_network.embed_sound("long.aiff", tmp_path, settings, playable,
+                                                    seconds))
+    assert found_rate == mp3_rate and y.size == 10 * mp3_rate * min(network_channels, 2)
+    assert 0.25 < abs(y[1000:-1000]).max() < 0.35
 
 
-def test_sound_at_a_higher_rate_holds_no_more_than_the_network_hears(tmp_path):
-    settings = models.FeatureSettings(2000, 40, 256, 64)
-    for hertz, low, high in ((300, 0.25, 0.35), (3000, 0, 0.05)):
+def test_sound_in_the_page_holds_no_more_than_the_network_hears(tmp_path):
+    settings = utils.FeatureSettings(2000, 40, 256, 64)
+    for hertz, low, high in ((300, 0.25, 0.4), (3000, 0, 0.05)):
         y = tone(np.random.default_rng(0), hertz, 2)
         soundfile.write(tmp_path / "x.wav", y, SAMPLE_RATE, "PCM_24")
-        y, sample_rate = eval_network.read_beginning(tmp_path / "x.wav", settings)
-        assert sample_rate == 8000 and len(y) == pytest.approx(16000, abs=10)
+        y, _ = decode(eval_network.embed_sound("x.wav", tmp_path, settings,
+                                               *eval_network.choose_playback(settings, 1)))
         assert low <= abs(y[1000:-1000]).max() <= high
 
 
-@pytest.mark.parametrize("seconds, words", [(1, "you hear the first 1 s"), (3, None)])
-def test_page_says_where_a_sound_is_only_begun(report, evaluate, tmp_path, monkeypatch, seconds,
-                                               words):
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 12000, 16000, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_page_of_many_noisy_sounds_can_be_mailed(tmp_path, sample_rate, channels):
+    settings = utils.FeatureSettings(sample_rate, 40, 512, 128, channels)
+    y = np.random.default_rng(0).normal(0, 0.2, (11 * sample_rate, channels))
+    soundfile.write(tmp_path / "x.wav", y, sample_rate)
+    for n in (100, 600):
+        playback = eval_network.choose_playback(settings, n)
+        assert 1 <= playback[1] <= 10
+        uri = eval_network.embed_sound("x.wav", tmp_path, settings, *playback)
+        assert n * len(uri) < 24e6
+
+
+@pytest.mark.parametrize("sample_rate", [2000, 8000])
+def test_sound_of_one_sample_is_too_short_to_be_played(tmp_path, sample_rate):
+    soundfile.write(tmp_path / "x.wav", np.ones(1) / 2, 44100)
+    settings = utils.FeatureSettings(sample_rate, 40, 256, 64)
+    with pytest.raises(utils.UserError, match="x.wav: too short"):
+        eval_network.embed_sound("x.wav", tmp_path, settings,
+                                 *eval_network.choose_playback(settings, 1))
+
+
+@pytest.mark.parametrize("seconds", [1, 3])
+def test_page_says_where_a_sound_is_only_begun(report, evaluate, tmp_path, monkeypatch, seconds):
     monkeypatch.setattr(eval_network, "MAX_SECONDS", seconds)
     evaluate(report, "--data", "data", "--results", tmp_path)
-    page = (tmp_path / "data/report.html").read_text()
-    converted = sorted(tmp_path.glob("data/sounds/*/*.wav"))
-    assert converted and max(soundfile.info(path).duration for path in converted) == min(seconds, 2)
-    assert page.count("you hear the first") == (page.count('src="sounds/') if words else 0)
-    assert words is None or words in page
-
-
-def test_sounds_of_the_page_never_come_among_the_users_sounds(report, tmp_path):
-    (tmp_path / "link").symlink_to("sounds")
-    for samples, results, *data in (("sounds", "."), ("link", "."), ("x", "x"),
-                                    ("x", "x", "--data", "data")):
-        line = one_line("eval_network.py", "--samples", samples, "--results", results, *data,
-                        "--weights", report / "weights.keras", cwd=tmp_path)
-        assert "sounds for the page would come among those of" in line and "--results" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["link"]
-
-
-def test_links_are_right_from_a_folder_elsewhere(report, evaluate, tmp_path):
-    evaluate(report, "--data", "data", "--results", tmp_path / "else where/deep")
-    found = sounds_of(tmp_path / "else where/deep/data")
-    assert len(found) == N_MISTAKES + 6 and all(path.is_file() for path in found)
-
-
-def test_links_are_right_where_a_linked_folder_of_results_really_is(report, evaluate, tmp_path):
-    real = tmp_path / "else where/deep/er"
-    real.mkdir(parents=True)
-    (tmp_path / "link").symlink_to(real)
-    evaluate(report, "--data", "data", "--results", tmp_path / "link")
-    links = [link for link in Links(real / "data/report.html").found
-             if not link.startswith(("data:", "#"))]
-    assert len(links) == N_MISTAKES + 6
-    for folder in (real, tmp_path / "link"):
-        page = (folder / "data/report.html").as_uri()
-        paths = [Path(unquote(urlparse(urljoin(page, link)).path)) for link in links]
-        assert all(path.is_file() for path in paths)
-    assert any(link.startswith("sounds/") for link in links)  # these can move with the page
+    page = page_of(tmp_path / "data")
+    assert page.count("you hear the first 1 s") == (page.count("<audio") if seconds == 1 else 0)
 
 
 def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evaluate, tmp_path,
@@ -166,7 +140,7 @@ def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evalu
     monkeypatch.setattr(eval_network, "MAX_CARDS", 4)
     monkeypatch.setattr(eval_network, "MAX_CELLS", 2)
     evaluate(report, "--data", "data", "--results", tmp_path)
-    page = (tmp_path / "data/report.html").read_text()
+    page = page_of(tmp_path / "data")
     pairs = re.findall(r'<li tabindex="-1" data-label="(.)" data-predicted="(.)"', page)
     assert sorted(pairs) == [("2", "0")] * 2 + [("2", "1")] * 2
     confidences = re.findall(r"predicted .* \((0\.\d+)\)</h3>", page)
@@ -177,55 +151,30 @@ def test_page_of_many_mistakes_holds_some_of_each_pair_and_says_so(report, evalu
     assert '<table class="matrix"' not in page
 
 
-def test_page_holds_mistakes_of_as_many_pairs_as_possible(monkeypatch):
-    monkeypatch.setattr(eval_network, "MAX_CARDS", 3)
-    pairs = ["ab"] * 4 + ["ba"] * 2
-    mistakes = [eval_network.Mistake(str(i), *pair, 0.9 - i / 10, 0.1, False)
-                for i, pair in enumerate(pairs)]
-    assert [mistake.file for mistake in eval_network.choose_mistakes(mistakes)] == ["0", "1", "4"]
-
-
 def test_only_numbers_with_mistakes_on_the_page_are_buttons(report, evaluate, tmp_path,
                                                             monkeypatch):
     monkeypatch.setattr(eval_network, "MAX_CARDS", 1)
     evaluate(report, "--data", "data", "--results", tmp_path)
-    page = (tmp_path / "data/report.html").read_text()
+    page = page_of(tmp_path / "data")
     buttons = re.findall(r'<button data-label="(\d)" data-predicted="(\d)"', page)
     assert buttons == re.findall(r'<li tabindex="-1" data-label="(\d)" data-predicted="(\d)"', page)
 
 
-def test_examples_are_of_the_classes_in_the_mistakes():
+def predictions_of(y, probabilities):
+    names = [f"{k}/{i}" for i, k in enumerate(y)]
+    classes = [f"c{k}" for k in range(probabilities.shape[1])]
+    return eval_network.Predictions(names, y, probabilities, probabilities, names, classes)
+
+
+def test_examples_are_the_most_confident_of_the_classes_in_the_mistakes(monkeypatch):
     y = np.repeat(range(4), 5)
-    test = {"y": y, "names": [f"{k}/{i}" for i, k in enumerate(y)], "info": {"classes": "abcd"},
-            "probabilities": np.eye(4)[y] * np.linspace(0.5, 1, 20)[:, None]}
-    assert len(eval_network.list_examples(test, [])) == 4 * 3
-    mistake = eval_network.Mistake("0/0", "b", "d", 0.9, 0.1, False)
-    some = eval_network.list_examples(test, [mistake])
+    predictions = predictions_of(y, np.eye(4)[y] * np.linspace(0.5, 1, 20)[:, None])
+    mistake = eval_network.Mistake("0/0", "c1", "c3", 0.9, 0.1, False)
+    some = eval_network.list_examples(predictions, [mistake])
     assert some == ["1/9", "1/8", "1/7", "3/19", "3/18", "3/17"]
-
-
-def test_there_are_never_more_examples_than_mistakes_may_be(monkeypatch):
-    y = np.repeat(range(40), 2)
-    test = {"y": y, "names": list(map(str, y)), "info": {"classes": list(map(str, range(40)))},
-            "probabilities": np.eye(40)[y]}
-    for n_cards, n_examples in ((30, 30), (50, 40), (100, 80)):
+    for n_cards, n_examples in ((300, 12), (9, 8), (3, 3)):
         monkeypatch.setattr(eval_network, "MAX_CARDS", n_cards)
-        assert len(eval_network.list_examples(test, [])) == n_examples
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_full_or_closed_disk_ends_the_run_and_leaves_no_half_of_a_sound(
-        report, evaluate, tmp_path, monkeypatch, number):
-    write = Path.write_bytes
-
-    def fail(path, data):
-        if path.suffix == ".wav":
-            raise OSError(number, "Nothing can be written")
-        return write(path, data)
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="Nothing can be written"):
-        evaluate(report, "--data", "data", "--results", tmp_path)
-    assert not list(tmp_path.glob("**/*.wav"))
+        assert len(eval_network.list_examples(predictions, [])) == n_examples
 
 
 def test_picture_of_a_long_spectrogram_is_small():
@@ -236,8 +185,7 @@ def test_picture_of_a_long_spectrogram_is_small():
 
 
 def test_sounds_that_are_not_there_are_named_and_other_picture_formats_are_shown(
-        report, evaluate, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval_network, "MAX_SECONDS", 1)
+        report, evaluate, tmp_path):
     shutil.copytree(report / "data", tmp_path / "data")
     with contextlib.chdir(tmp_path):
         run("preprocess_data.py", "--samples", "data", cwd=tmp_path)
@@ -246,7 +194,7 @@ def test_sounds_that_are_not_there_are_named_and_other_picture_formats_are_shown
     for kind, tag in (("svg", 'src="data:image/svg+xml;base64,'), ("pdf", 'href="coverage.pdf"')):
         evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras", "--format",
                  kind)
-        page = (tmp_path / "Results/data/report.html").read_text()
+        page = page_of(tmp_path / "Results/data")
         assert page.count("The sound is not in data, or") == N_MISTAKES + 6 and tag in page
         assert "you hear the first" not in page
 
@@ -255,7 +203,7 @@ def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_
     label = sorted(HOSTILE)[1]
     shutil.copytree(report / "data" / label, tmp_path / "data" / label)
     evaluate(tmp_path, "--data", "data", "--weights", report / "weights.keras")
-    page = (tmp_path / "Results/data/report.html").read_text()
+    page = page_of(tmp_path / "Results/data")
     assert "10 of 10 test sounds are right</h1>" in page and "<p>No mistakes.</p>" in page
     assert "<form" not in page and page.count("<audio") == 3
 
@@ -265,10 +213,10 @@ def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_
 def test_labels_in_doubt_are_those_of_confident_learning():
     y = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     p = np.array([0.9, 0.8, 0.4, 0.1, 0.2, 0.3, 0.55, 0.95])  # of class 0; mean 0.55 and 0.5
-    doubtful = eval_network.find_doubtful(y, np.stack([p, 1 - p], axis=1))
+    doubtful = eval_network.find_doubtful(predictions_of(y, np.stack([p, 1 - p], axis=1)))
     assert doubtful.tolist() == [False] * 2 + [True, True, False, False, True, True]
     p[6] = 0.52  # more probable than not, but not as probable as a label of this class is
-    doubtful = eval_network.find_doubtful(y, np.stack([p, 1 - p], axis=1))
+    doubtful = eval_network.find_doubtful(predictions_of(y, np.stack([p, 1 - p], axis=1)))
     assert doubtful.tolist() == [False] * 2 + [True, True, False, False, False, True]
 
 
@@ -278,7 +226,7 @@ def test_labels_in_doubt_are_marked_in_the_table_and_counted(report):
     marks = [row["label_in_doubt"] for row in rows]
     assert len(rows) == N_MISTAKES and set(marks) <= {"yes", "no"} and "yes" in marks
     assert f"Labels in doubt: {marks.count('yes')}, marked in mistakes.csv" in said
-    page = (report / "Results/data/report.html").read_text()
+    page = page_of(report / "Results/data")
     assert page.count("A wrong label, or a hard sound.") == marks.count("yes")
 
 
@@ -465,7 +413,3 @@ def test_the_page_fits_a_phone_and_is_dark_and_printable(page):
     page.set_viewport_size({"width": 1200, "height": 800})  # of paper on its side
     style = "getComputedStyle(document.getElementById('examples')).overflowY"
     assert page.evaluate(style) == "visible"
-
-
-def test_the_demo_ends_with_the_page():
-    assert "demo/Results/report.html" in (ROOT / "Makefile").read_text()

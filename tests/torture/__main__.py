@@ -16,7 +16,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from faults import BATCH, FAULTS, prepare, try_one  # noqa: E402
+import inputs  # noqa: E402
+import locks  # noqa: E402, F401
+import stops  # noqa: E402, F401
+from common import BATCH, FAULTS, Draw, originals, undisturbed  # noqa: E402
 
 
 def attempt(name, place, seed, number, n_files):
@@ -26,8 +29,12 @@ def attempt(name, place, seed, number, n_files):
     """
     began = time.monotonic()
     lost = None
+    folder = place / f"{name} {seed} {number}"
+    folder.mkdir()
     try:
-        n_survived = try_one(name, place, seed, number, n_files)
+        function = FAULTS[name].function
+        n_survived = function(place, folder, Draw(name, seed, number, n_files)) or 1
+        shutil.rmtree(folder)
     except Exception as error:
         n_survived = 0
         lost = f"{name}, seed {seed}, try {number}: {type(error).__name__}: {error}"
@@ -79,7 +86,10 @@ def main():
     began = time.monotonic()
     place = Path(tempfile.mkdtemp(prefix="torture"))
     print(f"{'Fault':82} {'tried':>6} {'survived':>9} {'seconds':>8}", flush=True)
-    prepare(place)
+    for kind in ("preprocessed", "augmented", "trained", "many"):
+        undisturbed(place, kind)
+    inputs.sources()
+    originals(place)
     is_fine = True
     for seed in itertools.count(args.seed):
         is_fine = try_faults(names, place, seed) and is_fine
