@@ -69,6 +69,12 @@ MUTATIONS = [
              "split earlier_training_saw"),
     Mutation("sounds that were learned earlier validate", "leave_out_seen",
              "groups.of[name] not in groups.learned", "True", "split earlier_training_saw"),
+    Mutation("test sounds choose the window length", "main",
+             "models.choose_n_frames(spectrograms[name] for name in split.train)",
+             "models.choose_n_frames(spectrograms.values())", "training choose_neither"),
+    Mutation("test sounds in the normalisation", "build_network",
+             "sounds = (spectrograms[name] for name in training.split.train)",
+             "sounds = spectrograms.values()", "training choose_neither"),
     # features
     Mutation("amplitude instead of power", "transform_frames",
              "np.square(spectrum.real) + np.square(spectrum.imag)", "np.abs(spectrum)",

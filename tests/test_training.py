@@ -122,6 +122,21 @@ def test_threshold_is_that_of_calibrated_validation_sounds(train, sounds, monkey
     assert training.threshold == pytest.approx(expected, abs=1e-5)
 
 
+def test_validation_and_test_sounds_choose_neither_window_nor_normalisation(train, sounds):
+    train("--epochs", 1, "--save", "first.keras")
+    split = models.load_training(sounds / "first.keras").split
+    for name in split.validation + split.test:
+        path = sounds / f"Preproc/{name}.npy"
+        np.save(path, 20 + np.pad(np.load(path), [(0, 0), (0, 500)], "wrap"))
+    train("--epochs", 1, "--save", "second.keras")
+    (first, before), (second, after) = [models.load_network(sounds / f"{name}.keras")
+                                        for name in ("first", "second")]
+    assert before.split.train == after.split.train and before.n_frames == after.n_frames
+    for part in ("mean", "variance"):
+        np.testing.assert_array_equal(
+            *[np.array(getattr(network.layers[1], part)) for network in (first, second)])
+
+
 def test_class_weights_reach_the_loss(train, monkeypatch):
     monkeypatch.setattr(
         models, "balance_classes", lambda targets, kind: np.full(3, 1e-9, np.float32))
