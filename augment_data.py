@@ -18,7 +18,7 @@ A copy gets one or more of these deformations, and keeps the length of its sound
     polarity          inverted
 
 A copy depends on the seed, the file name of its sound, its number and the deformations allowed.
-Training keeps a sound and its copies on one side of the split. A copy must still belong to its
+Training keeps a sound and its copies in one subset. A copy must still belong to its
 class. Use these flags if classes differ:
 
     in effects (reverb, tremolo, distortion):      --only noise,shift,polarity
@@ -167,7 +167,7 @@ def missing_copies(path, n, overwrite):
 def make_generator(seed, name, use):
     """Make a random generator for the sound with the file name `name`, and for one use of it."""
     digest = hashlib.sha256(os.fsencode(f"{seed}/{name}/{use}")).digest()
-    return np.random.default_rng(list(digest))
+    return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
 def draw_parameters(seed, name, k, names):
@@ -382,7 +382,8 @@ def write_copies(path, n, seed, names, overwrite):
 def save_plan(folder, rows):
     """Add rows of copies that are to be made to augmentations.csv in a folder.
 
-    rows: dicts with the keys COLUMNS. Rows of other copies stay. Raises OSError and UserError.
+    rows: dicts with the keys COLUMNS. Rows of other copies stay. Raises UserError, or OSError if
+    the disk is full.
     """
     table = folder / AUGMENTATIONS
     merged = {}
@@ -394,7 +395,13 @@ def save_plan(folder, rows):
             copy = str(row["copy"])
             cells = [row[column] for column in COLUMNS]
             merged[row["file"], len(copy), copy] = cells  # copy 10 comes after copy 9
-        utils.save_csv(table, [COLUMNS, *(merged[key] for key in sorted(merged))])
+        try:
+            utils.save_csv(table, [COLUMNS, *(merged[key] for key in sorted(merged))])
+        except OSError as error:
+            if error.errno in utils.DISK_FULL:
+                raise
+            raise UserError(f"{table}: cannot be written: {error.strerror}; make the folder "
+                            "writable") from None
 
 
 def main():
@@ -417,11 +424,16 @@ def main():
             row = {"file": path.name, "copy": k, "seed": args.seed, "only": ",".join(names)}
             row |= draw_parameters(args.seed, path.name, k, names)
             plans.setdefault(path.parent, []).append(dict.fromkeys(COLUMNS, "") | row)
+    refused = {}  # folders in which no copies can be listed
     for folder, rows in plans.items():
-        save_plan(folder, rows)
+        try:
+            save_plan(folder, rows)
+        except UserError as error:
+            refused[folder] = error
+    to_do = [path for path in to_do if path.parent not in refused]
     write = partial(write_copies, n=args.n, seed=args.seed, names=names, overwrite=args.overwrite)
     written, errors = utils.map_files(write, to_do, "Augmenting", args.jobs)
-    n_skipped = utils.name_skipped(errors)
+    n_skipped = utils.name_skipped(refused | errors)
     utils.say(f"{sum(written.values())} copies written, {n_existing} existing copies kept, "
               f"{n_skipped} files skipped")
     if written or n_existing:

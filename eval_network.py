@@ -30,7 +30,7 @@ import scipy
 import utils
 from utils import AMIN, TOP_DB, UserError, say, shown
 
-# Of the sounds in one group, as long as a test set says nothing else. See benchmarks/README.md.
+# Of the correctness of sounds in one group, before any are seen. See benchmarks/README.md.
 CORRELATION = 0.3
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
@@ -420,13 +420,12 @@ def list_examples(predictions, mistakes):
     wanted = {mistake.label for mistake in mistakes} | {mistake.predicted for mistake in mistakes}
     wanted = wanted or set(classes)
     n = int(np.clip(MAX_CARDS // len(wanted), 1, N_EXAMPLES))
-    examples = []
-    for k in np.unique(predictions.y):
-        if classes[k] in wanted:
-            rows = np.flatnonzero((predictions.y == k) & predictions.is_right)
-            rows = order_by_confidence(predictions, rows)
-            examples += [predictions.names[i] for i in rows[:n]]
-    return examples[:MAX_CARDS]
+    examples = {}
+    for i in order_by_confidence(predictions, np.flatnonzero(predictions.is_right)):
+        of_class = examples.setdefault(predictions.y[i], [])
+        if classes[predictions.y[i]] in wanted and len(of_class) < n:
+            of_class.append(predictions.names[i])
+    return [name for k in sorted(examples) for name in examples[k]][:MAX_CARDS]
 
 
 # ---------------------------------------------------------------- print and save

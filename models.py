@@ -77,11 +77,11 @@ MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
 FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
 
 
-# ---------------------------------------------------------------- what a weights file tells
+# ---------------------------------------------------------------- training metadata
 
 @dataclasses.dataclass
 class Training:
-    """What determines a training run and what came of it: the content of training.json."""
+    """The settings, the split and the history of a training run: the content of training.json."""
 
     classes: list  # names, sorted; the outputs of the network have this order
     features: FeatureSettings

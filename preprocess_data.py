@@ -108,7 +108,7 @@ def update_folder(plan, names):
                  "copies": {"seed": plan.seed, "deformations": list(plan.deformations)}}
     saved = utils.read_saved(plan.preproc)
     before = saved.get("features", made_with["features"])
-    changes = [f"{key} {before[key]} -> {value}" for key, value in made_with["features"].items()
+    changes = [f"{key} {before.get(key)} -> {value}" for key, value in made_with["features"].items()
                if before.get(key) != value]
     if changes:
         say(f"{plan.preproc}: settings changed ({', '.join(changes)}): all spectrograms are made "

@@ -29,7 +29,7 @@ from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, original
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 MAX_FOLDS = 1000
-MAX_TWINS = 12  # spectrograms that are taken for one recording
+MAX_TWINS = 12  # spectrograms taken for one recording; in a large class, a quarter of it
 MAX_LINES = 40  # of the table of classes
 LOG = "training_log.csv"
 CURVES = "training_curves.png"
@@ -567,11 +567,11 @@ def print_training(training, network, device):
 
 # ---------------------------------------------------------------- fit
 
-def train_network(training, spectrograms, places, weights=None, n_devices=1):
+def train_network(training, spectrograms, places, weights=None, n_devices=1, is_fresh=False):
     """Train a network, and save it with all that is needed to use it.
 
-    Continues a stopped run of the same training. weights: path of earlier weights to start from.
-    Raises UserError.
+    Continues a stopped run of the same training, unless `is_fresh`. weights: path of earlier
+    weights to start from. Raises UserError.
     """
     import models
     began = time.monotonic()
@@ -580,6 +580,8 @@ def train_network(training, spectrograms, places, weights=None, n_devices=1):
     with scope, utils.claim_file(places.save), utils.claim_file(places.results / LOG):
         for folder in {places.save.parent, places.results}:
             utils.remove_temporary(folder)
+        if is_fresh:
+            places.checkpoint.unlink(missing_ok=True)
         if places.checkpoint.exists():
             network, earlier = models.load_network(places.checkpoint, compile=True)
             check_same_training(places.checkpoint, earlier, training)
@@ -759,7 +761,8 @@ def main():
         check_groups(groups.of, args.groups, copies)
     elif not (args.test or args.folds_by):
         note_suggested_groups(groups.of, copies)
-    if has_folds := bool(args.folds or args.folds_by):
+    has_folds = bool(args.folds or args.folds_by)
+    if has_folds:
         folds = split_folds(groups.of, copies, args.seed, args.folds, args.folds_by)
     else:
         folds = [None]
@@ -779,9 +782,10 @@ def main():
     weights_hash = args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest()
     places = Places(args.save, args.results, args.tensorboard)
     with utils.claim_file(args.save) if has_folds else contextlib.nullcontext():
-        if args.fresh:  # all at once: after a stop, the same command without --fresh continues
-            for path in list_folds(places) if has_folds else [places.checkpoint]:
-                path.unlink(missing_ok=True)
+        models.choose_devices(args.devices, hyperparameters.batch_size)  # before any file is lost
+        if has_folds and args.fresh:  # all at once: the same command without --fresh continues
+            for path in list_folds(places):
+                path.unlink()
         for k, split in enumerate(splits, 1):
             n_frames = earlier.n_frames if earlier else models.choose_n_frames(
                 spectrograms[name] for name in split.train)
@@ -792,13 +796,13 @@ def main():
             if has_folds:
                 say("", f"Fold {k} of {len(splits)}")
             own = places.of_fold(k) if has_folds else places
-            is_finished = own.save.exists() and not own.checkpoint.exists()
-            if is_finished and (has_folds or not args.fresh):
+            is_fresh = args.fresh and not has_folds
+            if own.save.exists() and not own.checkpoint.exists() and not is_fresh:
                 check_same_training(own.save, models.load_training(own.save), training)
                 say(f"{own.save}: training on these sounds is finished; --fresh trains again")
                 continue
             with models.explain_errors(hyperparameters.batch_size):
-                train_network(training, spectrograms, own, args.weights, args.devices)
+                train_network(training, spectrograms, own, args.weights, args.devices, is_fresh)
             models.keras.utils.clear_session()  # frees the network
     utils.say_next("eval_network.py", *(["--folds"] if has_folds else []), samples=args.samples,
                    preproc=args.preproc, results=args.results, weights=args.save)

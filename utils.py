@@ -86,7 +86,7 @@ MAX_DIFFERENCE = 1  # dB between two versions of one recording
 STEADY = 0.2  # dB; a sound that varies less has no details to compare
 MIN_AGREEMENT = 0.6  # correlation of the details of two versions of one recording
 CHUNK = 16  # files that a worker gets at a time
-SLICE = 8  # chunks for each worker before the next ones are given out
+SLICE = 4  # chunks for each worker before the next ones are given out
 
 
 # ---------------------------------------------------------------- command line and messages
