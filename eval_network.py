@@ -779,7 +779,7 @@ def embed_sound(name, folder, settings, playable, seconds):
             break
     if not any(y.size for y in parts):  # resampling may leave nothing
         raise UserError(f"{path}: too short to be played")
-    y = np.concatenate(parts, axis=1)[:, :n].T
+    y = np.clip(np.concatenate(parts, axis=1)[:, :n].T, -1, 1)  # the encoder ends the process else
     data = utils.encode_sound(y, playable.sample_rate, "MP3", "MPEG_LAYER_III")
     return f"data:audio/mpeg;base64,{base64.b64encode(data).decode()}"
 

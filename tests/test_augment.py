@@ -359,7 +359,9 @@ def test_the_users_own_table_is_left_alone(sounds):
     folder = sounds / "Samples/low"
     table = folder / utils.AUGMENTATIONS
     table.write_text("file,stars\n00.wav,5\n")
-    said = one_line("augment_data.py", 1, folder / "00.wav", cwd=sounds)
-    assert said == f"augment_data.py: {table}: is not from this script; move it away"
+    other = sounds / "Samples/high/00.wav"
+    result = run("augment_data.py", 1, folder / "00.wav", other, cwd=sounds, status=1)
+    assert f"skipped {table}: is not from this script; move it away\n" in result.stderr
     assert table.read_text() == "file,stars\n00.wav,5\n"
-    assert list(sounds.rglob("*aug*")) == [table] and not list(folder.glob(".*"))
+    assert list(folder.glob("*aug*")) == [table] and not list(folder.glob(".*"))
+    assert other.with_name("00_aug1.wav").exists()  # other folders are served
