@@ -389,8 +389,10 @@ def save_plan(folder, rows):
     merged = {}
     with utils.folder_lock(folder):
         utils.remove_temporary(folder)
-        for row in [*utils.read_csv(table), *rows]:
-            if not row.keys() >= set(COLUMNS):
+        listed = utils.read_csv(table)
+        is_foreign = table.exists() and not listed  # such as a damaged table
+        for row in [*listed, *rows]:
+            if is_foreign or not row.keys() >= set(COLUMNS):
                 raise UserError(f"{table}: is not from this script; move it away")
             copy = str(row["copy"])
             cells = [row[column] for column in COLUMNS]

@@ -289,11 +289,12 @@ def list_classes(root):
     if lost := [entry for entry in entries if not entry.exists() and not is_sound(entry.name)]:
         raise UserError(f"{lost[0]}: is a broken link; mount the drive it points to, or remove it")
     names = sorted(entry.name for entry in entries if entry.is_dir())
+    by_look = {}
     for name in names:
-        composed = unicodedata.normalize("NFC", name)
-        if name != composed and composed in names:
+        twin = by_look.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
             raise UserError(f"{root}: two folders are named {name}, in different Unicode forms "
-                            f"({name!a} and {composed!a}); move the sounds into one of them")
+                            f"({twin!a} and {name!a}); move the sounds into one of them")
     return names
 
 
