@@ -21,10 +21,10 @@ test: .venv/installed  ## the linter and all tests
 leaks: .venv/installed  ## 200 sets of sounds in many versions: is no recording on two sides? 5 to 8 minutes
 	LEAKS=200 .venv/bin/python -m pytest -q -rs tests/test_leaks.py
 
-torture: .venv/installed  ## what is kept when all goes wrong, 14 minutes; ARGS="--seconds 3600 --seed 1" for longer
+torture: .venv/installed  ## what is kept when all goes wrong; ARGS="--seconds 3600 --seed 1" for longer
 	.venv/bin/python tests/torture $(ARGS)
 
-mutants: .venv/installed  ## break the code on purpose, in 34 places, and see that a test notices each, 5 minutes
+mutants: .venv/installed  ## break the code on purpose, in 34 places, and see that a test notices each
 	.venv/bin/python tests/mutants.py $(ARGS)
 
 .venv/installed: requirements.txt
