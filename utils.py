@@ -440,7 +440,8 @@ def describe_file(path, error):
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run git lfs pull"
     if not re.search(rb"[\0-\x08\x0e-\x1f]", start):  # text has no such control characters
-        return "a text file, such as an HTML page; download the file again, or replace it"
+        is_page = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+        return "an HTML page; download the file again" if is_page else "a text file; replace it"
     return f"a file that libsndfile cannot read ({reason_of(error)}); {conversion_hint(path)}"
 
 

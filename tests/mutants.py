@@ -83,7 +83,7 @@ MUTATIONS = [
              'scipy.signal.get_window("hann", n_fft)',
              'scipy.signal.get_window("hann", n_fft, fftbins=False)', "features equals_librosa"),
     Mutation("sounds are not resampled", "convert_blocks",
-             "sample_rate == settings.sample_rate", "True", "features resamples"),
+             "sample_rate == settings.sample_rate", "True", "features reading_resamples"),
     Mutation("padding at 0 dB", "pad_spectrogram",
              "max(10 * math.log10(AMIN), spectrogram.max() - TOP_DB)", "0", "features padding"),
     Mutation("windows leave frames out", "cut_windows",

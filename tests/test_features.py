@@ -111,6 +111,15 @@ def test_reading_averages_channels_at_every_bit_depth(tmp_path, n_channels, subt
     np.testing.assert_allclose(read, librosa.load(tmp_path / "a.wav", sr=None)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("extension", ["wav", "flac", "aiff", "ogg", "mp3"])
+def test_reading_resamples_to_the_rate_asked_for(tmp_path, extension):
+    path = tmp_path / f"a.{extension}"
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(22050) / 22050), 22050)
+    y = read_sound(path, 44100)
+    spectrum = np.abs(np.fft.rfft(y[:44000] * np.hanning(44000)))
+    assert spectrum.argmax() * 44100 / 44000 == pytest.approx(440, abs=1)
+
+
 def test_window_and_hop_keep_their_length_in_time():
     found = {rate: default_settings(rate) for rate in (8000, 16000, 22050, 44100, 48000)}
     assert {rate: (s.n_mels, s.n_fft, s.hop_length) for rate, s in found.items()} == {

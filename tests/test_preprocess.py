@@ -213,6 +213,37 @@ def test_copy_of_preproc_with_other_times_makes_nothing_again(preprocessed):
     assert identities(sounds, "copy") == before
 
 
+@pytest.mark.parametrize("step", [1, 2 * SECOND])  # ns: of most file systems, and of FAT
+def test_sounds_of_one_time_and_size_that_change_places_are_made_again(sounds, step):
+    now = 1_700_000_000 * SECOND
+    low = sounds / "Samples/low"
+    for k in range(10):
+        soundfile.write(low / f"0{k}.wav", noise(3000 + k)[:3000], SAMPLE_RATE)
+        set_time(low / f"0{k}.wav", now)
+    run("preprocess_data.py", cwd=sounds)
+    before = {k: np.load(sounds / f"Preproc/low/0{k}.wav.npy") for k in (0, 1)}
+    (low / "00.wav").rename(low / "swap")
+    (low / "01.wav").rename(low / "00.wav")
+    (low / "swap").rename(low / "01.wav")
+    soundfile.write(low / "02.wav", noise(4000)[:3000], SAMPLE_RATE)
+    set_time(low / "02.wav", (now + SECOND) // step * step)  # replaced within two seconds
+    assert "3 spectrograms written, 27 kept" in run("preprocess_data.py", cwd=sounds).stdout
+    for k in (0, 1):
+        array = np.load(sounds / f"Preproc/low/0{k}.wav.npy")
+        np.testing.assert_array_equal(array, before[1 - k])
+
+
+def test_folders_without_sounds_go_and_nothing_outside_preproc_does(tmp_path):
+    write_sounds(tmp_path, n=2)
+    (tmp_path / "out/Preproc/gone").mkdir(parents=True)
+    (tmp_path / "out/.0123456789ab.json").touch()
+    (tmp_path / "out/Preproc/.0123456789ab.json").touch()
+    run("preprocess_data.py", "--preproc", "out/Preproc", cwd=tmp_path)
+    left = sorted(path.name for path in (tmp_path / "out/Preproc").iterdir())
+    assert left == ["high", "low", "middle", "settings.json", "suspicious.csv"]
+    assert (tmp_path / "out/.0123456789ab.json").exists()
+
+
 def test_changed_settings_make_everything_again_and_say_so_in_one_line(preprocessed):
     sounds = preprocessed
     said = run("preprocess_data.py", "--n-mels", 40, cwd=sounds).stdout
@@ -503,6 +534,23 @@ def test_what_libsndfile_cannot_read_is_named_with_the_command_that_converts_it(
                     "libsndfile cannot read (Format not recognised)")
     assert shlex.split(command) == ["ffmpeg", "-i", "Samples/low/take 1.m4a",
                                     "Samples/low/take 1.converted.wav"]
+
+
+def test_what_holds_no_sound_of_any_format_is_named_with_its_remedy(sounds):
+    page = "an HTML page; download the file again"
+    pointer = "a Git LFS pointer; run git lfs pull"
+    blank = "an empty file, or one of zeros; replace it"
+    text = "a text file; replace it"
+    files = {"1.mp3": (b"<!DOCTYPE html><html>", page), "2.wav": (b"\r\n <html>caf\xe9", page),
+             "3.wav": (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", page),
+             "4.mp3": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", pointer),
+             "5.wav": (bytes(2**21), blank), "6.mp3": (b"", blank),
+             "7.flac": (b'{"error": "not found"}\n', text)}
+    for name, (data, _) in files.items():
+        (sounds / "Samples/low" / name).write_bytes(data)
+    run("preprocess_data.py", cwd=sounds, status=1)
+    assert skipped(sounds) == {f"low/{name}": f"expected a sound, found {found}"
+                               for name, (_, found) in files.items()}
 
 
 # ---------------------------------------------------------------- channels, copies

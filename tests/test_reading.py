@@ -2,9 +2,11 @@
 import itertools
 import struct
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
+from conftest import run
 
 import utils
 from utils import UserError
@@ -73,6 +75,22 @@ def overwrite(path, mark, offset, data):
     start = content.index(mark) + offset
     content[start:start + len(data)] = data
     path.write_bytes(content)
+
+
+def test_long_mp3_has_the_spectrogram_of_librosa(tmp_path):
+    folder = tmp_path / "Samples/a"
+    folder.mkdir(parents=True)
+    for n_channels, rate in ((2, 24000), (1, 48000)):
+        y = make_sound(3 * utils.READ_SAMPLES // n_channels, n_channels, rate)
+        write_sound(folder / f"{rate}.mp3", y, rate, "MP3", "MPEG_LAYER_III",
+                    compression_level=0.95)
+    run("preprocess_data.py", "--sample-rate", 24000, cwd=tmp_path)
+    for rate in (24000, 48000):
+        y, _ = soundfile.read(folder / f"{rate}.mp3", dtype="float32", always_2d=True)
+        y = librosa.resample(y.mean(axis=1), orig_sr=rate, target_sr=24000)
+        mel = librosa.feature.melspectrogram(y=y, sr=24000, n_fft=1024, hop_length=256, n_mels=96)
+        found = np.load(tmp_path / f"Preproc/a/{rate}.mp3.npy")
+        np.testing.assert_allclose(found, librosa.power_to_db(mel), rtol=0, atol=3e-3)
 
 
 @pytest.mark.parametrize("kind, mark, offset, data", [

@@ -19,6 +19,7 @@ from conftest import (
     run,
     write_sounds,
 )
+from mutants import MUTATIONS, mutate_project
 
 from utils import default_settings, log_mel_spectrogram
 
@@ -183,3 +184,10 @@ def test_imports_go_one_way_and_no_line_is_longer_than_100_columns(module):
                "preprocess_data.py": {"utils.py", "augment_data.py"}}
     assert found & set(MODULES) <= allowed.get(module, {"utils.py", "models.py"})
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_mutation_fits_one_place_of_the_code(mutation, tmp_path):
+    for module in MODULES:
+        shutil.copy(ROOT / module, tmp_path)
+    assert mutate_project(tmp_path, mutation) == ""
