@@ -1,6 +1,6 @@
-"""Judge a change of the defaults on five sets of sounds, each tested on sources never heard.
+"""Judge a change of the defaults on six sets of sounds, each tested on sources never heard.
 
-Reads DATA/fsdd, DATA/drums, DATA/kitchen20 and DATA/arabic_commands. Writes to WORK: the
+Reads DATA/fsdd, drums, kitchen20, arabic_commands and guitar_effects. Writes to WORK: the
 spectrograms, a synthetic set of guitar effects, and results.csv with a line for each training. A
 second run skips what is in results.csv, so that a long one may be stopped. The last lines are the
 table of all labels: accuracy in percent, as a mean over the seeds.
@@ -35,6 +35,7 @@ SETS = {  # the folder of sounds, and the flags of the split
     "kitchen": ("kitchen20", ["--groups", r"(?<=\d-)\d{2,}(?=-)"]),
     "commands": ("commands", ["--test", rf"/\d{{6}}({TESTED})_", "--groups", r"^\d{8}"]),
     "guitar": ("guitar", ["--groups", r"^G\d\d-\d{5}"]),
+    "effects": ("guitar_effects", ["--groups", r"^G\d\d-\d{5}"]),
 }
 SCORES = "accuracy", "balanced_accuracy", "macro_auc", "seconds"
 
@@ -100,7 +101,7 @@ def add_row(path, label, name, seed, scores):
 
 
 def average_sets(rows, key):
-    """Average a score on each set, and over the five sets. The two digit splits count as one."""
+    """Average a score on each set, and over the six sets. The two digit splits count as one."""
     means = [np.mean([float(row[key]) for row in rows if row["set"] == name]) for name in SETS]
     return means, np.mean([np.mean(means[:2]), *means[2:]])
 

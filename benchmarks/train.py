@@ -7,8 +7,10 @@ kitchen    kitchen sounds named fold-recording-letter-n, three seeds, test recor
 commands   spoken words named speaker_NO_take_word, three seeds, test speakers unheard
 drums      one-shot drums named kit-name, five seeds, test kits unheard
 guitar     guitar effects named as in IDMT-SMT-Audio-Effects, test notes unheard
+step       the time of a training step by part, on random windows of 96 bands
 
     python benchmarks/train.py digits Samples
+    python benchmarks/train.py step
 
 Other flags go to train_network.py. The test sounds choose nothing. `race` looks at them after every
 epoch only to print when an accuracy was first reached.
@@ -21,7 +23,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -97,12 +101,66 @@ def race(folder, samples, *flags):
             print(f"  {accuracy:.2%} of the test set first right {after} s of training", flush=True)
 
 
+def make_step(n_frames):
+    """Make the default network for 12 classes, and batches of random windows. Returns both."""
+    import models
+    import train_network
+    import utils
+    rng = np.random.default_rng(0)
+    names = [f"{'abcdefghijkl'[k % 12]}/{k}" for k in range(320)]
+    sounds = {name: rng.normal(-40, 10, (96, n_frames)).astype(np.float32) for name in names}
+    split = utils.Split(names, [], [], [], [], dict.fromkeys(names, ""), [], [])
+    training = models.Training(
+        list("abcdefghijkl"), utils.FeatureSettings(44100, 96, 2048, 512), "default",
+        utils.Hyperparameters(), n_frames, 0, 20, {}, None, None, split)
+    network = train_network.build_network(sounds, training)
+    return network, models.Batches(sounds, training, models.band_means(network))
+
+
+def measure_step(n_frames):
+    """Print the time of a training step by part: the median of five rounds, in turn."""
+    import models
+    with mock.patch.object(models, "fuse_normalization"):
+        by_keras, batches = make_step(n_frames)
+        with mock.patch.object(models.layers, "BatchNormalization", lambda momentum: lambda x: x):
+            bare, _ = make_step(n_frames)
+    network, _ = make_step(n_frames)
+    batch = batches[0]
+    parts = {"a batch of windows": lambda: batches[0],
+             "forward pass": lambda: network.predict_on_batch(batch[0]),
+             "step without batch normalisation": lambda: bare.train_on_batch(*batch),
+             "step": lambda: network.train_on_batch(*batch),
+             "step with Keras's batch normalisation": lambda: by_keras.train_on_batch(*batch)}
+    times = {name: [] for name in parts}
+    for k in range(6):
+        for name, part in parts.items():
+            began = np.array([time.perf_counter(), time.process_time()])
+            for _ in range(8):
+                part()
+            if k:  # TensorFlow traces the functions in the first round
+                times[name].append([time.perf_counter(), time.process_time()] - began)
+    for name, rounds in times.items():
+        wall, cpu = 1000 / 8 * np.median(rounds, axis=0)
+        print(f"96 x {n_frames:<4} {name:40} wall {wall:6.1f} ms  CPU {cpu:6.1f} ms", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*RUNS, "race"])
-    parser.add_argument("samples", type=Path)
+    parser.add_argument("what", choices=[*RUNS, "race", "step"])
+    parser.add_argument("samples", type=Path, nargs="?")
     args, flags = parser.parse_known_args()
+    if args.what == "step":
+        sys.path.insert(0, str(ROOT))
+        import models
+        import utils
+        utils.keep_freed_memory()
+        models.use_seed(0)
+        for n_frames in (256, 40):
+            measure_step(n_frames)
+        return
+    if not args.samples:
+        parser.error(f"{args.what}: no sounds given; name their folder")
     samples = args.samples.resolve()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

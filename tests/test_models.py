@@ -1,6 +1,7 @@
 """The networks, their input, predictions and the weights file."""
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
@@ -98,6 +99,29 @@ def test_default_network_and_its_optimizer_are_those_of_the_hyperparameters():
         rates.append(float(optimizer.learning_rate))
     assert rates[0] == pytest.approx(0.0002) and max(rates) == rates[1] == pytest.approx(0.002)
     assert rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] == 0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only for TensorFlow")
+def test_fused_batch_normalisation_is_that_of_keras():
+    import tensorflow as tf
+    x = tf.constant(RNG.normal(3, 2, (8, 12, 10, 6)), tf.float32)
+    own, fused = (models.layers.BatchNormalization(momentum=0.9) for _ in range(2))
+    for layer in (own, fused):
+        layer.build(x.shape)
+        layer.set_weights([np.linspace(a, b, 6) for a, b in ((0.5, 2), (-1, 1), (0, 3), (1, 4))])
+    models.fuse_normalization(keras.Sequential([fused]))
+    for is_training in (True, True, False):
+        found = []
+        for layer in (own, fused):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=is_training)
+                loss = tf.reduce_mean(y**3)
+            gradients = tape.gradient(loss, [x, layer.gamma, layer.beta])
+            found.append([y, *gradients, *layer.weights])
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert fused.get_config() | {"name": ""} == own.get_config() | {"name": ""}
 
 
 def test_original_network_is_that_of_2017():
