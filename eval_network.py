@@ -106,7 +106,7 @@ def list_fold_weights(weights):
     tested = set()
     for k, path in enumerate(paths, 1):
         training = models.load_training(path)
-        # The number of epochs may follow from the number of sounds, which differs.
+        # The number of epochs may follow from the sounds, which differ.
         is_same = (training.classes == first.classes
                    and training.settings() == first.settings() | {"epochs": training.epochs}
                    and training.split.contents.keys() == first.split.contents.keys())

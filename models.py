@@ -68,13 +68,14 @@ SAFE_CLASSES = frozenset(
     "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense "
     "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
+STEPS_PER_ROOT = 12  # times the square root of all frames: steps of training
 UNKNOWN = "unknown"  # the prediction where the confidence is below the threshold
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 # In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
 CONFIDENCE = 0.99
 TARGET = 95  # the accuracy in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
-MIN_STEPS = 30  # in an epoch; a small data set is repeated to fill them
+MIN_STEPS = 60  # in an epoch; a small data set is repeated to fill them
 FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
 
 
@@ -254,10 +255,11 @@ def compile_network(network, training):
 
 
 def fuse_normalization(network):
-    """Let TensorFlow's own kernel compute batch normalisation in training.
+    """Let TensorFlow's own kernel compute batch normalisation while training.
 
-    A step then takes 0.6 of its time, because Keras takes moments and normalises in separate
-    operations. The layers are still Keras's, and so are the weights files.
+    A step then takes 0.6 of its time, because Keras takes the moments and normalises in separate
+    operations. The layers are still Keras's, and so are the weights files. For channels that come
+    last, as in our networks.
     """
     if keras.backend.backend() == "tensorflow":
         for layer in network.layers:
@@ -266,16 +268,17 @@ def fuse_normalization(network):
 
 
 def normalize_batch(layer, inputs, training=None, mask=None):
-    """Compute what a BatchNormalization layer computes, and update its averages."""
+    """Compute what a BatchNormalization layer computes, and update its averages in training."""
     import tensorflow
-    if not training:
-        return type(layer).call(layer, inputs, training, mask)
+    averages = () if training else (layer.moving_mean, layer.moving_variance)
     outputs, mean, variance = tensorflow.compat.v1.nn.fused_batch_norm(
-        inputs, layer.gamma, layer.beta, epsilon=layer.epsilon, is_training=True)
-    n = tensorflow.cast(tensorflow.size(inputs) / layer.gamma.shape[0], layer.dtype)
-    variance = variance * (n - 1) / n  # Keras averages variances without Bessel's correction
-    for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        average.assign(average * layer.momentum + value * (1 - layer.momentum))
+        inputs, layer.gamma, layer.beta, *averages, epsilon=layer.epsilon,
+        is_training=bool(training))
+    if training:
+        n = tensorflow.cast(tensorflow.size(inputs) / layer.gamma.shape[0], layer.dtype)
+        variance = variance * (n - 1) / n  # Keras averages variances without Bessel's correction
+        for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            average.assign(average * layer.momentum + value * (1 - layer.momentum))
     return outputs
 
 
@@ -299,12 +302,12 @@ def band_means(network):
 
 # ---------------------------------------------------------------- windows and batches
 
-def choose_n_frames(spectrograms):
-    """The window length that holds nine in ten sounds whole, in frames.
+def choose_n_frames(lengths):
+    """The window length that holds nine in ten sounds of these lengths whole. All in frames.
 
     It is a multiple of 8, at least 16 and at most MAX_FRAMES.
     """
-    length = np.percentile([s.shape[-1] for s in spectrograms], 90)
+    length = np.percentile(lengths, 90)
     return int(np.clip(math.ceil(length / 8) * 8, 16, MAX_FRAMES))
 
 
@@ -366,26 +369,26 @@ def count_steps(n_sounds, batch_size):
     return max(math.ceil(n_sounds / batch_size), MIN_STEPS)
 
 
-def choose_epochs(n_sounds, batch_size):
-    """How many epochs to train on n_sounds sounds.
+def choose_epochs(lengths, batch_size):
+    """How many epochs to train on sounds of these lengths in frames.
 
-    Ten times as many sounds get about three times as many steps. Each sound is trained on in at
-    least ten epochs.
+    The number of steps grows with the square root of the frames in all. A sound counts for at most
+    four of the longest windows. Each sound is trained on in at least ten epochs.
     """
-    n_steps = max(40 * math.sqrt(n_sounds), 10 * n_sounds / batch_size)
-    return math.ceil(n_steps / count_steps(n_sounds, batch_size))
+    n_frames = np.minimum(lengths, 4 * MAX_FRAMES).sum()
+    n_steps = max(STEPS_PER_ROOT * math.sqrt(n_frames), 10 * len(lengths) / batch_size)
+    return math.ceil(n_steps / count_steps(len(lengths), batch_size))
 
 
 class Batches(keras.utils.PyDataset):
     """Training batches of random windows. Seed, epoch and number of epochs determine them.
 
-    Windows are altered and mixed in the first three quarters of the epochs. In the others, they
-    are only cut at random places.
+    Windows are cut at random places, altered and mixed. Alterations and mixing become weaker in the
+    second half of the epochs, down to nearly none.
     """
 
     EQ_POINTS = 4  # of the curve that raises or lowers the bands
     MASK_SHARE = 1 / 8  # the largest share of the bands, or frames, that a mask covers
-    ALTERED_SHARE = 3 / 4  # of the epochs, from the first
 
     def __init__(self, spectrograms, training, fill):
         """fill: masked values [shape=(..., n_mels, 1)]."""
@@ -410,7 +413,7 @@ class Batches(keras.utils.PyDataset):
         n_rounds = math.ceil(n / len(self.names))
         rounds = [rng.permutation(len(self.names)) for _ in range(n_rounds)]
         self.epoch = epoch
-        self.alters = epoch < self.ALTERED_SHARE * self.n_epochs
+        self.strength = min(1, 2 * (1 - epoch / self.n_epochs))  # of all alterations
         self.order = np.concatenate(rounds)[:n]
 
     def __len__(self):
@@ -424,10 +427,9 @@ class Batches(keras.utils.PyDataset):
         rng = np.random.default_rng([self.seed, self.epoch, step])
         x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
         y = self.targets[rows]
-        if self.alters:
-            x = self.equalize(x, rng)
-            x, y = self.mix(x, y, rng)
-            self.mask(x, rng)
+        x = self.equalize(x, rng)
+        x, y = self.mix(x, y, rng)
+        self.mask(x, rng)
         y, weights = weigh_targets(y, self.class_weights)
         y = y * (1 - smoothing) + smoothing / y.shape[1]
         return x, y, weights
@@ -444,7 +446,7 @@ class Batches(keras.utils.PyDataset):
 
         Frames and bands are the nearest of the spectrogram. Beyond its edges, the outermost repeat.
         """
-        warp = self.hyperparameters.warp if self.alters else 0
+        warp = self.hyperparameters.warp * self.strength
         n_mels, n = padded.shape[-2:]
         speed, pitch = 1 + rng.uniform(-warp, warp, size=2)
         middle = self.n_frames // 2
@@ -456,10 +458,10 @@ class Batches(keras.utils.PyDataset):
     def equalize(self, x, rng):
         """Change the level, and raise or lower ranges of bands (FilterAugment, Nam 2022).
 
-        Each window draws its own strength, between 0 and eq.
+        Each window draws its own limit, between 0 and what is left of eq.
         """
         n_mels = x.shape[-2]
-        eq = self.hyperparameters.eq * rng.random((len(x), 1))  # dB
+        eq = self.hyperparameters.eq * self.strength * rng.random((len(x), 1))  # dB
         levels = rng.uniform(-eq, eq)
         points = levels + rng.uniform(-eq, eq, size=(len(x), self.EQ_POINTS))
         bands = np.linspace(0, self.EQ_POINTS - 1, n_mels)
@@ -474,7 +476,7 @@ class Batches(keras.utils.PyDataset):
             return x, y
         partner = rng.permutation(len(x))
         share = rng.beta(alpha, alpha, len(x))
-        share = np.minimum(share, 1 - share).astype(np.float32)  # of the partner
+        share = self.strength * np.minimum(share, 1 - share).astype(np.float32)  # of the partner
         x_share = share.reshape(-1, *[1] * (x.ndim - 1))
         return x + x_share * (x[partner] - x), y + share[:, None] * (y[partner] - y)
 
@@ -482,6 +484,7 @@ class Batches(keras.utils.PyDataset):
         """Cover random bands and times of each window in place (SpecAugment, Park 2019)."""
         widest = [int(size * self.MASK_SHARE) + 1 for size in x.shape[-2:]]
         widths = rng.integers(widest, size=(len(x), self.hyperparameters.masks, 2))
+        widths = np.rint(self.strength * widths).astype(int)
         starts = rng.integers(np.array(x.shape[-2:]) - widths + 1)
         for window, begins, ends in zip(x, starts, starts + widths):
             for (band, frame), (band_end, frame_end) in zip(begins, ends):

@@ -500,8 +500,8 @@ def describe_changes(earlier, training):
     now = training.settings()
     has_other_split = any(getattr(earlier.split, subset) != getattr(training.split, subset)
                           for subset in SUBSETS)
-    if has_other_split:
-        now.pop("epochs")  # their number follows from that of the sounds
+    if has_other_split or earlier.features != training.features:
+        now.pop("epochs")  # their number follows from the lengths of the sounds, in frames
     texts = []
     for key, value in now.items():
         if isinstance(value, (int, float)) and value != before[key]:
@@ -713,12 +713,12 @@ def parse_args():
         help="GPUs to train on at once, with KERAS_BACKEND=jax (default: 1)")
     add("--tensorboard", type=Path, metavar="DIR", help="write the scores for TensorBoard too")
     group = parser.add_argument_group(
-        "hyperparameters", "The first three quarters of the epochs use --mixup, --masks, --warp "
-        "and --eq.")
+        "hyperparameters", "--mixup, --masks, --warp and --eq become weaker in the second half of "
+        "the epochs.")
     group.add_argument("--network", choices=("default", "original"), default="default",
                        help="original: the network of 2017")
     group.add_argument("--epochs", type=count, metavar="N",
-                       help="number of epochs (default: depends on the number of sounds)")
+                       help="number of epochs (default: depends on the sounds and their lengths)")
     for field in dataclasses.fields(Hyperparameters):
         original = field.metadata["original"]
         kind = {"choices": (field.default, original)}
@@ -787,11 +787,11 @@ def main():
             for path in list_folds(places):
                 path.unlink()
         for k, split in enumerate(splits, 1):
-            n_frames = earlier.n_frames if earlier else models.choose_n_frames(
-                spectrograms[name] for name in split.train)
+            lengths = [spectrograms[name].shape[-1] for name in split.train]
+            n_frames = earlier.n_frames if earlier else models.choose_n_frames(lengths)
             training = models.Training(
                 source.classes, source.settings, network, hyperparameters, n_frames, args.seed,
-                args.epochs or models.choose_epochs(len(split.train), hyperparameters.batch_size),
+                args.epochs or models.choose_epochs(lengths, hyperparameters.batch_size),
                 flags, [k, len(splits)] if has_folds else None, weights_hash, split)
             if has_folds:
                 say("", f"Fold {k} of {len(splits)}")

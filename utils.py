@@ -828,7 +828,7 @@ class Hyperparameters:
 
     layers: int = hyperparameter(3, 4, "blocks of the network", 1, 11)
     filters: int = hyperparameter(16, 32, "filters of the first block", 1, 2**32)
-    batch_size: int = hyperparameter(32, 128, "windows in a step", 1, 2**32)
+    batch_size: int = hyperparameter(16, 128, "windows in a step", 1, 2**32)
     learning_rate: float = hyperparameter(2e-3, 1.0, "peak learning rate", 1e-9, math.inf)
     mixup: float = hyperparameter(0.3, 0, "strength of mixup; 0 turns it off", 0, 2**32)
     masks: int = hyperparameter(

@@ -241,7 +241,7 @@ def run_combination(sounds, kind, command, rng):
     def train(*more):
         if is_preprocessed:
             command("preprocess_data", "--jobs", 1, *virtual)
-        return command("train_network", "--epochs", 1, "--batch-size", 64, *flags, *more)
+        return command("train_network", "--epochs", 1, "--batch-size", 32, *flags, *more)
 
     seed = rng.integers(100)
     said = train(*SMALL, "--seed", seed)

@@ -80,7 +80,7 @@ def test_table_log_and_curves(train, sounds):
         r"all +21 +3 +6", before)
     assert re.search(r"default, \d+ weights, window \d+ frames \(0\.\d+ s\), tensorflow on", before)
     assert "8000 Hz, 96 mels" in before
-    assert "batch_size 32, learning_rate 0.002, mixup 0.3, masks 2, shift 0.1" in before
+    assert "batch_size 16, learning_rate 0.002, mixup 0.3, masks 2, shift 0.1" in before
     assert len(epochs) == 2
     for line in epochs:
         assert re.match(r"\d  loss \d\.\d+  accuracy .*validation loss .*validation accuracy .* "
@@ -95,7 +95,8 @@ def test_table_log_and_curves(train, sounds):
 
 
 def test_flags_reach_training_and_each_epoch_its_scores(train, sounds, monkeypatch):
-    monkeypatch.setattr(models, "choose_epochs", lambda n, size: {(21, 8): 2}[n, size])
+    monkeypatch.setattr(
+        models, "choose_epochs", lambda lengths, size: {(21, 8): 2}[len(lengths), size])
     given = {"mixup": 0, "masks": 0, "shift": 0, "warp": 0.2, "eq": 3, "class_weights": "none",
              "batch_size": 8, "smoothing": 0.1}
     flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", value)]
@@ -304,13 +305,17 @@ def test_finished_training_is_not_replaced_without_being_told(train, sounds):
     train("--epochs", 1, "--fresh", "--seed", 1)
     training = models.load_training(weights)
     assert training.seed == 1
-    # The number of epochs follows from the sounds, and is no difference where they are split anew.
+    # The number of epochs follows from the frames of the training sounds: no difference of its own.
     split = training.split
     moved = dataclasses.replace(split, train=split.train[1:],
                                 validation=[*split.validation, split.train[0]])
     other = dataclasses.replace(training, split=moved, epochs=2, flags={"--groups": "x"})
     assert train_network.describe_changes(training, other) == (
         "differs from this training in --groups")
+    features = dataclasses.replace(training.features, hop_length=64)  # it gives more frames
+    other = dataclasses.replace(training, features=features, epochs=2)
+    assert train_network.describe_changes(training, other) == (
+        "differs from this training in hop_length (128, now 64)")
 
 
 def test_two_trainings_do_not_write_the_same_files(train, sounds):
@@ -464,7 +469,7 @@ def test_batches_read_no_more_than_their_windows_and_keep_no_hold_of_them():
         None, Split(names, [], [], [], [], dict.fromkeys(names, ""), [], []))
     batches = models.Batches(sounds, training, np.zeros((8, 1), np.float32))
     batches[0]
-    assert sum(sound.n_read for sound in sounds.values()) == 32 * 8 * 16
+    assert sum(sound.n_read for sound in sounds.values()) == 16 * 8 * 16
     window = batches.cut_window(np.zeros((8, 100), np.float32), np.random.default_rng(0))
     assert window.base is None  # a view would keep a memory map and its file open
 
@@ -480,11 +485,11 @@ def test_batch_that_does_not_fit_is_one_line_and_does_not_stop_a_smaller_one(
         raise error
     with monkeypatch.context() as patch:
         patch.setattr(train_network, "fit_network", run_out)
-        words = "--batch-size 32: out of memory; try --batch-size 16, or fewer"
+        words = "--batch-size 16: out of memory; try --batch-size 8, or fewer"
         with pytest.raises(UserError, match=words):
             train("--epochs", 1)
     if isinstance(error, MemoryError):
-        train("--epochs", 1, "--batch-size", 16)
+        train("--epochs", 1, "--batch-size", 8)
 
 
 # ---------------------------------------------------------------- backends and devices
