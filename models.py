@@ -68,7 +68,7 @@ SAFE_CLASSES = frozenset(
     "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense "
     "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
-STEPS_PER_ROOT = 12  # times the square root of all frames: steps of training
+STEPS_PER_ROOT = 12  # number of steps = this times the square root of the number of frames
 UNKNOWN = "unknown"  # the prediction where the confidence is below the threshold
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 # In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
@@ -250,16 +250,15 @@ def compile_network(network, training):
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0)
     network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(network.trainable_variables)
-    fuse_normalization(network)
-    build_metrics(network)
+    prepare_steps(network)
 
 
 def fuse_normalization(network):
     """Let TensorFlow's own kernel compute batch normalisation while training.
 
     A step then takes 0.6 to 0.8 of its time: Keras takes the moments and normalises in separate
-    operations. The layers are still Keras's, and so are the weights files. For channels that come
-    last, as in our networks.
+    operations. The layers are still Keras's, and so are the weights files. The kernel expects the
+    channels last, as they are in our networks.
     """
     if keras.backend.backend() == "tensorflow":
         for layer in network.layers:
@@ -282,12 +281,14 @@ def normalize_batch(layer, inputs, training=None, mask=None):
     return outputs
 
 
-def build_metrics(network):
-    """Make the variables of loss and metrics, which Keras else makes in the first step.
+def prepare_steps(network):
+    """Prepare a compiled network for training steps.
 
+    The variables of loss and metrics are made here. Keras else makes them in the first step.
     TensorFlow would trace that step twice. JAX and PyTorch would draw batches for it beforehand,
     and train on them later.
     """
+    fuse_normalization(network)
     y = np.ones((1, network.output_shape[1]), np.float32)
     network.compute_loss(None, y, y)
     network.compute_metrics(None, y, y)
@@ -373,7 +374,7 @@ def choose_epochs(lengths, batch_size):
     """How many epochs to train on sounds of these lengths in frames.
 
     The number of steps grows with the square root of the frames in all. A sound counts for at most
-    four of the longest windows. Each sound is trained on in at least ten epochs.
+    4 * MAX_FRAMES frames. Each sound is trained on in at least ten epochs.
     """
     n_frames = np.minimum(lengths, 4 * MAX_FRAMES).sum()
     n_steps = max(STEPS_PER_ROOT * math.sqrt(n_frames), 10 * len(lengths) / batch_size)
@@ -694,8 +695,7 @@ def load_network(path, compile=False):
         training = read_training(path)
         network = read_network(path, training, compile)
         if compile:
-            fuse_normalization(network)
-            build_metrics(network)
+            prepare_steps(network)
         return network, training
 
 

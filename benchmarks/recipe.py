@@ -1,9 +1,10 @@
 """Judge a change of the defaults on six sets of sounds, each tested on sources never heard.
 
-Reads DATA/fsdd, drums, kitchen20, arabic_commands and guitar_effects. Writes to WORK: the
-spectrograms, a synthetic set of guitar effects, and results.csv with a line for each training. A
-second run skips what is in results.csv, so that a long one may be stopped. The last lines are the
-table of all labels: accuracy in percent, as a mean over the seeds.
+Reads the folders fsdd, drums, kitchen20, arabic_commands and guitar_effects of DATA. The last of
+them is "sampled guitar"; "guitar" is synthetic. Writes to WORK: the spectrograms, the synthetic
+guitar effects, and results.csv with a line for each training. A second run skips what is in
+results.csv, so that a long one may be stopped. The last lines are the table of all labels: accuracy
+in percent, as a mean over the seeds.
 
 forest: scikit-learn's ExtraTreesClassifier on the mean and deviation of each mel band and of its
 differences, with the same split. digits leaves out george, then theo. commands is tested on its six
@@ -35,7 +36,7 @@ SETS = {  # the folder of sounds, and the flags of the split
     "kitchen": ("kitchen20", ["--groups", r"(?<=\d-)\d{2,}(?=-)"]),
     "commands": ("commands", ["--test", rf"/\d{{6}}({TESTED})_", "--groups", r"^\d{8}"]),
     "guitar": ("guitar", ["--groups", r"^G\d\d-\d{5}"]),
-    "effects": ("guitar_effects", ["--groups", r"^G\d\d-\d{5}"]),
+    "sampled guitar": ("guitar_effects", ["--groups", r"^G\d\d-\d{5}"]),
 }
 SCORES = "accuracy", "balanced_accuracy", "macro_auc", "seconds"
 
