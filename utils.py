@@ -216,7 +216,8 @@ def say(*lines, file=None):
 
 def command(script, *flags, **places):
     """A command for the user to run, quoted for a shell, with the places that are not defaults."""
-    words = ["python", os.path.join(os.path.dirname(sys.argv[0]), script), *map(str, flags)]
+    path = os.path.normpath(os.path.join(os.path.dirname(sys.argv[0]), script))
+    words = ["python", path, *map(str, flags)]
     for name, path in places.items():
         if str(path) != Parser.PLACES[name][0]:
             words += [f"--{name}", str(path)]
