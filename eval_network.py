@@ -190,8 +190,9 @@ class Predictions:
 
     @property
     def is_right(self):
-        """Whether each prediction is right. [shape=(n,), bool]"""
-        return self.predicted == self.y
+        """Whether each prediction is right; all background classes are one. [shape=(n,), bool]"""
+        is_background = np.array([utils.is_background(name) for name in self.classes])
+        return (self.predicted == self.y) | (is_background[self.predicted] & is_background[self.y])
 
     @property
     def is_of_class(self):
@@ -360,6 +361,13 @@ class Mistake(NamedTuple):
     probability: float  # of the class
     is_doubtful: bool  # whether the label may be wrong
 
+    @property
+    def kind(self):
+        """The part that background plays in a mistake: "missed, ", "false alarm, ", or ""."""
+        if utils.is_background(self.label):
+            return "false alarm, "
+        return "missed, " if utils.is_background(self.predicted) else ""
+
 
 def list_mistakes(predictions):
     """List the wrong predictions, most confident first. Returns a list of Mistake."""
@@ -443,14 +451,20 @@ def print_report(report, mistakes):
     for name, n in report["support"].items():
         recall, precision, auc = [format_decimals(report[key][name])
                                   for key in ("recall", "precision", "auc")]
-        note = "" if n else "  no test sounds: left out of the means"
+        note = "  background" if utils.is_background(name) else ""
+        note += "" if n else "  no test sounds: left out of the means"
         say(f"{name:{width}}  {n:6}  {recall:>6}  {precision:>9}  {auc:>6}{note}")
     order = ", most confident first" if mistakes else ""
     say("", f"Mistakes: {len(mistakes)}{order}")
     for mistake in mistakes[:MAX_LISTED]:
-        say(f"  {mistake.file}: predicted {mistake.predicted} ({mistake.confidence:.3f})")
+        say(f"  {mistake.file}: {mistake.kind}predicted {mistake.predicted} "
+            f"({mistake.confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
+    kinds = Counter(mistake.kind for mistake in mistakes)
+    if any(map(utils.is_background, report["classes"])):
+        say(f"Background: {kinds['missed, ']} sounds of the classes are predicted as background, "
+            f"{kinds['false alarm, ']} of background as a class")
     if n_doubtful := sum(mistake.is_doubtful for mistake in mistakes):
         say(f"Labels in doubt: {n_doubtful}, marked in mistakes.csv")
     if report["folds"]:
@@ -829,9 +843,8 @@ def classify(places, weights, threshold, csv):
     try:
         for path, p in models.predict_sounds(network, sounds, training.temperature):
             first, second = np.argsort(-p)[:2]
-            is_known = models.choose_classes(p, threshold) >= 0
-            predicted = classes[first] if is_known else models.UNKNOWN
-            note = "" if is_known else f"  {models.UNKNOWN}"
+            predicted = models.choose_class(p, classes, threshold)
+            note = "" if predicted == classes[first] else f"  {predicted}"
             say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {p[first]:.4f}"
                 f"  {classes[second]:{class_width}} {p[second]:.4f}{note}")
             rows.append([path, predicted, *(f"{value:.6f}" for value in p)])

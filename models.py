@@ -32,6 +32,8 @@ from utils import (
     check_types,
     check_weights_path,
     class_of,
+    is_background,
+    to_power,
     whole_file,
 )
 
@@ -76,6 +78,9 @@ CONFIDENCE = 0.99
 TARGET = 95  # the accuracy in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 60  # in an epoch; a small data set is repeated to fill them
+BACKGROUND_SHARE = float(os.environ.get("SHARE", 0.75))  # of the training windows
+# How far the background is below the sound, in dB.
+BACKGROUND_RANGE = eval(os.environ.get("RANGE", "(-5, 30)"))
 FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
 
 
@@ -333,6 +338,17 @@ def cut_windows(spectrogram, n_frames):
     return np.stack([padded[..., start:start + n_frames] for start in starts])
 
 
+def find_level(spectrogram):
+    """The level of the loudest frame of a spectrogram, over all bands, in dB."""
+    return 10 * np.log10(to_power(spectrogram).sum(axis=-2).max())
+
+
+def add_power(a, b):
+    """Add the power of two spectrograms in dB of the same shape. Returns dB."""
+    scale = np.float32(10 / math.log(10))
+    return scale * np.logaddexp(a / scale, b / scale)
+
+
 def class_indices(names, classes):
     """The index of each sound's class. [shape=(len(names),), int]"""
     index = {name: k for k, name in enumerate(classes)}
@@ -404,6 +420,7 @@ class Batches(keras.utils.PyDataset):
         self.n_epochs = training.epochs
         self.n_steps = training.n_steps
         self.fill = fill
+        self.background = [name for name in self.names if is_background(class_of(name))]
         self.class_weights = balance_classes(self.targets, self.hyperparameters.class_weights)
         self.start_epoch(0)
 
@@ -426,7 +443,7 @@ class Batches(keras.utils.PyDataset):
         smoothing = self.hyperparameters.smoothing
         rows = self.order[step * size:(step + 1) * size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
-        x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
+        x = np.stack([self.make_window(self.names[row], rng) for row in rows])
         y = self.targets[rows]
         x = self.equalize(x, rng)
         x, y = self.mix(x, y, rng)
@@ -435,12 +452,31 @@ class Batches(keras.utils.PyDataset):
         y = y * (1 - smoothing) + smoothing / y.shape[1]
         return x, y, weights
 
+    def make_window(self, name, rng):
+        """A random window of a sound, with background if there is any."""
+        return self.add_background(self.cut_window(self.spectrograms[name], rng), rng)
+
     def cut_window(self, spectrogram, rng):
         """Cut a random window, which holds all, or nearly all, of a sound that fits into it."""
         margin = round(self.hyperparameters.shift * self.n_frames)
         padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
         return self.warp(padded, start, rng)
+
+    def add_background(self, window, rng):
+        """Put a random stretch of background under a window, at a random level.
+
+        It also fills the silence around a short sound, for a recording has none. Some windows stay
+        as they are, for new sounds that are files of their own.
+        """
+        if not self.background or rng.random() > BACKGROUND_SHARE:
+            return window
+        spectrogram = self.spectrograms[self.background[rng.integers(len(self.background))]]
+        n = spectrogram.shape[-1]
+        frames = (rng.integers(n) + np.arange(self.n_frames)) % n  # a short one is repeated
+        background = spectrogram[..., frames]
+        gain = find_level(window) - find_level(background) - rng.uniform(*BACKGROUND_RANGE)
+        return add_power(window, background + np.float32(gain))
 
     def warp(self, padded, start, rng):
         """Cut a window at a random speed and pitch (VTLP, Jaitly 2013).
@@ -597,12 +633,14 @@ def find_threshold(threshold, training):
     return training.threshold
 
 
-def choose_classes(probabilities, threshold):
-    """Choose the most probable class, or -1 if its probability is below the threshold.
+def choose_class(probabilities, classes, threshold):
+    """Choose the most probable class [shape=(n_classes,)]. Returns its name, or UNKNOWN.
 
-    probabilities: [shape=(..., n_classes)]. Returns [shape=(...), int].
+    It is unknown if its probability is below the threshold, or if it is a background class.
     """
-    return np.where(probabilities.max(axis=-1) >= threshold, probabilities.argmax(axis=-1), -1)
+    name = classes[probabilities.argmax()]
+    is_known = probabilities.max() >= threshold and not is_background(name)
+    return name if is_known else UNKNOWN
 
 
 def validate_network(network, spectrograms, training):

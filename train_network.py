@@ -558,6 +558,8 @@ def print_training(training, network, device):
                          or (subset == "test" and "--test" in training.flags))
             remedy = "" if is_chosen else "; another --seed splits differently"
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
+    if n_background := sum(utils.is_background(class_of(name)) for name in training.split.train):
+        say(f"Background: {n_background} sounds; training windows get some of them at random levels")
     seconds = training.n_frames * training.features.hop_length / training.features.sample_rate
     say(f"Network: {training.network}, {network.count_params()} weights, window "
         f"{training.n_frames} frames ({seconds:.2f} s), {device}")

@@ -248,6 +248,11 @@ def class_of(name):
     return name.split("/", 1)[0]
 
 
+def is_background(class_name):
+    """Whether a class holds background, such as _background: what is none of the other classes."""
+    return class_name.startswith("_")
+
+
 def stem_of(name):
     """The name of a sound without its extension."""
     return os.path.splitext(name)[0]

@@ -4,7 +4,7 @@ classic: scikit-learn's SVM (RBF, on the standardised mean and deviation of each
 its differences from frame to frame, the approach of Stein et al., 2010). It is fitted on the
 training and validation sounds of weights.keras. Five folds of them choose its C. Both are scored
 on the same test sounds.
-speed: new sounds a second, the seconds to the first answer, an hour's timeline and its memory.
+speed: new sounds a second, the seconds to the first answer, an hour's detections and their memory.
 many: the seconds and the peak memory that 40,000 test sounds of 500 classes take.
 
 Run it where training was run:
@@ -139,8 +139,8 @@ def measure_speed(sounds):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "hour.wav")
         write_hour(path, sounds)
-        lines, peak = time_lines("examples/timeline.py", path, "--results", folder)
-    print(f"an hour's timeline at 44.1 kHz: {lines[-1]:.0f} s; {peak:.0f} MB at its peak, "
+        lines, peak = time_lines("examples/detect.py", path, "--results", folder)
+    print(f"detections in an hour at 44.1 kHz: {lines[-1]:.0f} s; {peak:.0f} MB at its peak, "
           f"{peak - alone:.0f} MB beyond the {alone:.0f} MB that Keras and the network take")
 
 

@@ -109,10 +109,11 @@ def read_spans(path, spans):
                 return
 
 
-def cut_recording(path, events, out, length):
-    """Cut the Events events[path], and background in pieces of `length` s. Returns a Cut.
+def cut_recording(path, events, out, length=None):
+    """Cut the Events events[path] into the folder `out`. Returns a Cut.
 
-    Raises UserError if the recording cannot be read or written.
+    length: of pieces of background in s, or None for no background. Raises UserError if the
+    recording cannot be read or written.
     """
     with utils.reading(path), utils.open_sound(path) as file:
         rate = file.samplerate
@@ -120,8 +121,8 @@ def cut_recording(path, events, out, length):
     n_samples = sum(len(y) for y, _ in utils.read_blocks(path))  # the header may be wrong
     seconds = n_samples / rate
     digits = max(4, len(str(int(seconds))))  # so that names sort by time
-    background = [Event(start, start + length, BACKGROUND)
-                  for start in plan_background(events[path], seconds, length)]
+    starts = plan_background(events[path], seconds, length) if length else []
+    background = [Event(start, start + length, BACKGROUND) for start in starts]
     spans = {}
     errors = {}
     done = []

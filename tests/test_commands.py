@@ -20,9 +20,10 @@ MODES = {
     "evaluate another folder": ["eval_network.py", "--data", "Samples", "--format", "svg"],
     "classify new sounds": [
         "eval_network.py", "Samples/low", "--csv", "new.csv", "--threshold", "0.5"],
-    "write timelines": ["examples/timeline.py", "Samples/low/00.wav", "--step", 0.1],
-    "write timelines of a folder": [
-        "examples/timeline.py", "Samples/low", "--results", "other", "--format", "svg"],
+    "detect": ["examples/detect.py", "Samples/low/00.wav", "--step", 0.1, "--threshold", 0.3],
+    "detect in a folder": [
+        "examples/detect.py", "Samples/low", "--results", "other", "--format", "svg", "--raven",
+        "--cut", "other/cut"],
     "export to ONNX": ["examples/export_model.py", "model.onnx"],
     "export to TFLite": ["examples/export_model.py", "model.tflite"],
 }
@@ -37,9 +38,11 @@ WRITES = {
     "evaluate": ["Results/metrics.json", "Results/report.html"],
     "evaluate another folder": ["Results/Samples/metrics.json", "Results/Samples/roc_curves.svg"],
     "classify new sounds": ["new.csv"],
-    "write timelines": [f"Results/Samples_low_00.wav.{kind}" for kind in ("csv", "txt", "png")],
-    "write timelines of a folder": [
-        f"other/Samples_low_0{k}.wav.{kind}" for k in (0, 9) for kind in ("csv", "txt", "svg")],
+    "detect": ["Results/detections/detections.csv", *(
+        f"Results/detections/Samples_low_00.wav{end}"
+        for end in (".txt", ".steps.csv", "_000.png"))],
+    "detect in a folder": [f"other/detections/Samples_low_0{k}.wav{end}" for k in (0, 9)
+                           for end in (".txt", "_000.svg", ".Table.1.selections.txt")],
     "export to ONNX": ["model.onnx", "model.json"],
     "export to TFLite": ["model.tflite", "model.json"],
 }
@@ -61,7 +64,7 @@ def test_command_ends_with_exit_status_0_and_what_it_should_write(mode, copy_of_
     assert SAYS.get(mode, "") in result.stdout
 
 
-@pytest.mark.parametrize("script", ["examples/timeline.py", "examples/export_model.py"])
+@pytest.mark.parametrize("script", ["examples/detect.py", "examples/export_model.py"])
 def test_help_of_an_example_names_the_command(script, tmp_path):
     said = run(script, "--help", cwd=tmp_path).stdout
     assert f"python {script} " in said and not list(tmp_path.iterdir())

@@ -234,7 +234,7 @@ def test_threshold_is_the_lowest_whose_accuracy_is_confirmed_but_leaves_one_in_t
     expected = np.flatnonzero(np.array(limits) >= target / 100)
     threshold = models.choose_threshold(y, p)
     assert threshold == (p[expected[-1]].max() if len(expected) else None)
-    assert threshold is None or (models.choose_classes(p, threshold) == 0).sum() == n_kept
+    assert threshold is None or (p.max(axis=1) >= threshold).sum() == n_kept
     assert models.choose_threshold(1 - y, p) is None or target == 0
 
 
@@ -259,8 +259,9 @@ def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
 
 
 def test_sound_of_the_very_confidence_of_the_threshold_is_known():
-    p = np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
-    assert models.choose_classes(p, 0.7).tolist() == [0, 1, -1]
+    rows = [0.9, 0.1], [0.3, 0.7], [0.4, 0.6]
+    found = [models.choose_class(np.array(row), ["a", "b"], 0.7) for row in rows]
+    assert found == ["a", "b", models.UNKNOWN]
 
 
 def test_sounds_of_equal_confidence_are_kept_or_left_out_together():

@@ -332,3 +332,27 @@ def test_training_targets_are_smoothed_where_the_hyperparameters_say_and_others_
     assert y.min() == pytest.approx(0.05 / 4)
     assert set(np.unique(random_batches("original")[0][1])) == {0, 1}
     assert models.one_hot(["b/x.wav", "a/y.wav"], ["a", "b"]).tolist() == [[0, 1], [1, 0]]
+
+
+def test_background_fills_silence_and_is_below_each_sound_by_a_random_level(monkeypatch):
+    monkeypatch.setattr(models, "BACKGROUND_SHARE", 1)
+    monkeypatch.setattr(models, "BACKGROUND_RANGE", (0, 20))
+    sound = np.full((8, 6), -20, np.float32)
+    noise = np.full((8, 40), -50, np.float32)
+    noise[:4] = -90  # it has low bands only
+    batches = make_batches([sound, noise], ["a", "_background"], warp=0, eq=0, mixup=0, masks=0,
+                           shift=0, batch_size=64)
+    x, y, _ = batches[0]
+    is_sound = y[:, 1] > 0.5  # the classes are sorted
+    silent = x[is_sound][:, 4:, 0]  # (n, 4), where the sound has silence
+    levels = silent[:, 0]
+    assert is_sound.sum() > 20 and np.ptp(silent, axis=1).max() < 1e-3
+    # Its four loud bands, 20 dB apart at most from all eight of the sound.
+    wanted = -20 + 10 * np.log10(8 / 4) - np.array([20, 0])
+    assert wanted[0] - 0.1 < levels.min() < levels.max() < wanted[1] + 0.1
+    assert np.ptp(levels) > 15
+    np.testing.assert_allclose(  # power adds up
+        x[is_sound][:, 4:, 12], 10 * np.log10(10 ** -2 + 10 ** (silent / 10)), atol=1e-3)
+    monkeypatch.setattr(models, "BACKGROUND_SHARE", 0)
+    x, y, _ = batches[0]
+    assert x[y[:, 1] > 0.5][:, 4:, 0].max() == -100

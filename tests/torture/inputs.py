@@ -313,7 +313,7 @@ def hostile_names(place, folder, rng):
                 ["eval_network.py"],
                 ["eval_network.py", "--csv", "new.csv", first],
                 ["eval_network.py", "--data", "../inner/Samples"],
-                ["examples/timeline.py", f"{first}/{names[0]}0.wav", "Samples/gone/\x1b"]]
+                ["examples/detect.py", f"{first}/{names[0]}0.wav", "Samples/gone/\x1b"]]
     for script, *args in commands:
         out, err = run(script, *args, cwd=inner, statuses=(0, 1))
         assert_fit_to_show(out + err)
