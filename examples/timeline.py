@@ -87,9 +87,9 @@ def draw_spectrogram(axes, spectrogram, settings, seconds):
     """
     image = spectrogram.reshape(-1, *spectrogram.shape[-2:]).mean(axis=0)  # (n_mels, n_frames)
     loudest = find_loudest(image)
-    nyquist = settings.sample_rate / 2  # Hz
-    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmax=nyquist)
-    hertz = 1000 * 2.0 ** (math.ceil(math.log2(nyquist / 1000)) - np.arange(1, 9))  # octaves
+    highest = settings.highest  # Hz
+    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmin=settings.fmin, fmax=highest)
+    hertz = 1000 * 2.0 ** (math.ceil(math.log2(highest / 1000)) - np.arange(1, 9))  # octaves
     positions = np.interp(hertz, edges[1:-1], np.arange(settings.n_mels) + 0.5, left=0)
     is_apart = positions > settings.n_mels / 10  # below this, labels would overlap
     axes.set_yticks(positions[is_apart], [f"{h:g}" for h in hertz[is_apart]])

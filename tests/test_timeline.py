@@ -98,6 +98,17 @@ def test_a_step_longer_than_the_recording_scores_as_evaluation_does(call, evalua
     assert float(row["probability"]) == pytest.approx(float(known[row["class"]]), abs=1e-4)
 
 
+@pytest.mark.parametrize("flags", [{}, {"fmin": 1000, "fmax": 9900}])
+def test_frequencies_stand_at_their_bands(flags):
+    from matplotlib.figure import Figure
+    settings = utils.default_settings(44100, **flags)
+    axes = Figure().subplots()
+    timeline.draw_spectrogram(axes, np.zeros((96, 9)), settings, 1.0)
+    bins = [round(float(text.get_text()) / 44100 * 2048) for text in axes.get_yticklabels()]
+    bands = settings.filters.toarray()[:, bins].argmax(axis=0)
+    assert len(bands) > 1 and np.abs(bands + 0.5 - axes.get_yticks()).max() < 1
+
+
 def test_recordings_whose_timelines_would_replace_one_another_are_refused(call, tmp_path):
     (tmp_path / "a").mkdir()
     for name in ("a/b.wav", "a_b.wav"):
