@@ -737,7 +737,7 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
         pairs={(mistake.label, mistake.predicted) for mistake in chosen},
-        nyquist=source.settings.sample_rate // 2,
+        fmin=source.settings.fmin, fmax=f"{source.settings.highest:g}",
         plots={picture.name: embed_picture(picture) for picture in pictures})
     utils.save_text(path, page)
 
@@ -771,7 +771,8 @@ def choose_playback(settings, n_sounds):
     higher = [rate for rate in MP3_RATES if rate >= settings.sample_rate]
     sample_rate = min(higher, default=MP3_RATES[-1])
     n_channels = min(settings.channels, 2)
-    playable = dataclasses.replace(settings, sample_rate=sample_rate, channels=n_channels)
+    playable = dataclasses.replace(settings, sample_rate=sample_rate, channels=n_channels, fmin=0,
+                                   fmax=None)
     n_bytes = sample_rate * n_channels * MP3_BITS / 8 * 4 / 3  # in a second; base64 adds a third
     seconds = MAX_SOUND_BYTES / (n_bytes * n_sounds)
     return playable, min(MAX_SECONDS, math.floor(10 * seconds) / 10)
@@ -780,7 +781,7 @@ def choose_playback(settings, n_sounds):
 def embed_sound(name, folder, settings, playable, seconds):
     """Make a data URI of the beginning of a sound as the network hears it. Raises UserError.
 
-    playable, seconds: as choose_playback returns them.
+    Frequencies outside of fmin to fmax stay. playable, seconds: as choose_playback returns them.
     """
     path = Path(folder, name)
     heard = utils.convert_blocks(utils.read_blocks(path), settings)

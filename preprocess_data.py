@@ -272,25 +272,26 @@ def list_outliers(lengths):
     return {name for name, deviation in zip(lengths, deviations) if deviation > limit}
 
 
-def find_low_rates(measures, sample_rate):
+def find_low_rates(measures, highest):
     """Find a class of low sample rates beside one of higher rates. Returns pairs as find_clues.
 
     A network would learn that low rates lack high frequencies, or the cutoff of the resampler from
-    higher rates. At nine tenths of the lowest usual rate, both are gone.
+    higher rates. Below nine tenths of half the lowest usual rate, there is neither. highest: Hz,
+    where the mel bands end.
     """
     by_class = {}
     for name, found in measures.items():
         by_class.setdefault(class_of(name), []).append(found.sample_rate)
     usual = min(sorted(rates)[len(rates) // 2] for rates in by_class.values())  # Hz
-    better = max(utils.MIN_RATE, int(0.9 * usual) // 100 * 100)
+    fmax = max(utils.MIN_RATE, int(0.9 * usual) // 100 * 100) // 2  # Hz
     shares = {name: np.mean(np.array(rates) <= usual) for name, rates in by_class.items()}
     most = max(shares, key=shares.get)
     least = min(shares, key=shares.get)
-    if sample_rate <= better or shares[most] - shares[least] <= TELLING_SHARE:
+    if highest <= fmax or shares[most] - shares[least] <= TELLING_SHARE:
         return []
     return [(most, f"{shares[most]:.0%} of it, but {shares[least]:.0%} of {least}, is recorded at "
-             f"{usual} Hz or less; preprocess again with --sample-rate {better}, which also "
-             f"removes all sound above {better / 2000:g} kHz")]
+             f"{usual} Hz or less; preprocess again with --fmax {fmax}, which leaves out all "
+             "sound above it")]
 
 
 def find_clues(measures):
@@ -344,7 +345,7 @@ def check_sounds(plan, names):
         faults += [("odd length", text, name) for name, text in find_odd_lengths(measures).items()]
         rows += [Suspicion(kind, class_of(name), name, detail=text)
                  for kind, text, name in faults if kind]
-        clues = find_low_rates(measures, plan.settings.sample_rate) + find_clues(measures)
+        clues = find_low_rates(measures, plan.settings.highest) + find_clues(measures)
         rows += [Suspicion("class given away", name, detail=text) for name, text in clues]
     path = plan.preproc / SUSPICIOUS_FILE
     utils.save_csv(path, [("kind", "class", "file", "other", "difference", "detail"), *rows])
@@ -377,6 +378,10 @@ def parse_args():
         help="samples in a frame (default: 2048 at 44.1 kHz)")
     add("--hop-length", type=count, metavar="N",
         help="samples between frames (default: 512 at 44.1 kHz)")
+    add("--fmin", type=utils.number(int, 0, high=2**20), default=0, metavar="HZ",
+        help="lowest frequency of the mel bands (default: 0)")
+    add("--fmax", type=count, metavar="HZ",
+        help="highest frequency of the mel bands (default: half of the sample rate)")
     add("--augment", type=utils.number(int, 0, high=10**5), default=0, metavar="N",
         help="also make the spectrograms of N copies of each sound, like those of augment_data.py, "
         "without writing sound files")
@@ -429,7 +434,7 @@ def main():
     say(f"{samples}: {len(sounds)} sounds in {describe_classes(samples, sounds)}")
     settings = utils.choose_settings(samples, sounds, args.sample_rate, n_mels=args.n_mels,
                                      n_fft=args.n_fft, hop_length=args.hop_length,
-                                     channels=args.channels)
+                                     channels=args.channels, fmin=args.fmin, fmax=args.fmax)
     say(f"Features: {settings}")
     copies = utils.find_copies(sounds, samples)
     originals = utils.originals(sounds, copies)

@@ -645,46 +645,72 @@ class FeatureSettings:
     """The settings that turn a sound into a spectrogram. Preproc/ and the weights store them."""
 
     sample_rate: int  # Hz; every sound is resampled to it
-    n_mels: int  # mel bands from 0 Hz to sample_rate / 2
+    n_mels: int  # mel bands
     n_fft: int  # samples in a frame
     hop_length: int  # samples from one frame to the next
     channels: int = 1  # 1: the mean of all channels; more: how many are kept
+    fmin: int = 0  # Hz; the mel bands begin here
+    fmax: int | None = None  # Hz; they end here. None: at sample_rate / 2
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if type(value) is not int or not 1 <= value <= 2**20:
+            low = 0 if name == "fmin" else 1
+            is_valid = type(value) is int and low <= value <= 2**20
+            if not is_valid and (name, value) != ("fmax", None):
                 raise ValueError(f"{name} {value!r}")
+        if not self.fmin < self.highest <= self.sample_rate / 2:
+            raise ValueError(f"fmin {self.fmin}, fmax {self.fmax}")
+
+    @property
+    def highest(self):
+        """The frequency at which the mel bands end, in Hz."""
+        return self.fmax or self.sample_rate / 2
 
     @cached_property
     def filters(self):
         """librosa's mel filters. Sparse [shape=(n_mels, 1 + n_fft // 2), float32]"""
         with warnings.catch_warnings(action="ignore"):  # default_settings reports empty filters
-            dense = librosa.filters.mel(sr=self.sample_rate, n_fft=self.n_fft, n_mels=self.n_mels)
+            dense = librosa.filters.mel(sr=self.sample_rate, n_fft=self.n_fft, n_mels=self.n_mels,
+                                        fmin=self.fmin, fmax=self.fmax)
         return scipy.sparse.csr_array(dense)  # 98 in 100 weights are zero
 
     def __str__(self):
         text = (f"{self.sample_rate} Hz, {self.n_mels} mels, n_fft {self.n_fft}, "
                 f"hop_length {self.hop_length}")
-        return f"{text}, {self.channels} channels" if self.channels > 1 else text
+        if self.channels > 1:
+            text += f", {self.channels} channels"
+        if self.fmin or self.fmax:
+            text += f", {self.fmin} to {self.highest:g} Hz"
+        return text
 
 
-def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, channels=1):
+def default_settings(sample_rate, n_mels=None, n_fft=None, hop_length=None, channels=1, fmin=0,
+                     fmax=None):
     """The given settings, and defaults for the others.
 
     Defaults: 96 mel bands; n_fft 2048 and hop_length 512 at 44.1 kHz, scaled by a power of two to
     about the same duration at other rates. n_fft is doubled until no mel filter is empty. Raises
-    UserError if a given n_fft leaves a filter empty, or a given hop_length skips samples.
+    UserError if a given n_fft leaves a filter empty, a given hop_length skips samples, or fmin and
+    fmax are no range below half of the sample rate.
     """
+    half = sample_rate / 2  # Hz
+    if fmax and fmax > half:
+        raise UserError(f"--fmax {fmax}: above {half:g} Hz, half of the sample rate; use a lower "
+                        "--fmax or a higher --sample-rate (default: the most frequent one)")
+    if fmin >= (fmax or half):
+        raise UserError(f"--fmin {fmin}: not below {fmax or half:g} Hz, where the mel bands end; "
+                        "use a lower --fmin")
     scale = 2.0 ** round(np.log2(sample_rate / 44100))
     n_mels = n_mels or 96
     hop_length = hop_length or max(1, round(512 * scale))
     first_n_fft = n_fft or max(16, round(2048 * scale))
-    settings = FeatureSettings(sample_rate, n_mels, first_n_fft, hop_length, channels)
+    settings = FeatureSettings(sample_rate, n_mels, first_n_fft, hop_length, channels, fmin, fmax)
     while n_fft is None and count_empty_filters(settings) and settings.n_fft < sample_rate:
         settings = dataclasses.replace(settings, n_fft=2 * settings.n_fft)
     if n_empty := count_empty_filters(settings):
         raise UserError(f"--n-fft {settings.n_fft} at {sample_rate} Hz: {n_empty} of {n_mels} mel "
-                        "filters are empty; use a larger --n-fft or a smaller --n-mels")
+                        "filters are empty; use a larger --n-fft or a smaller --n-mels, or leave "
+                        "out low frequencies with --fmin")
     if hop_length > settings.n_fft:
         raise UserError(f"--hop-length {hop_length}: longer than n_fft, {settings.n_fft} "
                         "samples; use a smaller --hop-length")
@@ -753,7 +779,8 @@ def log_mel_spectrogram(blocks, settings):
     blocks: float32 [shape=(channels, n_samples)], one after the other.
     Returns float32 in dB [shape=(n_mels, n_frames), or (channels, n_mels, n_frames) for several
     channels]. No value is below -100 dB, or more than 80 dB below the loudest bin. For an even
-    n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.003 dB.
+    n_fft, n_frames = 1 + n_samples // hop_length. Equal to librosa within 0.003 dB, or 0.2 dB where
+    sound outside of fmin to fmax is more than 80 dB louder.
     """
     db = np.concatenate(list(iterate_decibels(blocks, settings)), axis=2)
     db = np.ascontiguousarray(db)  # with several channels it has another order
@@ -1071,8 +1098,8 @@ def read_saved(preproc):
     """Read settings.json in `preproc`. Returns {} if it is missing or damaged."""
     try:
         saved = json.loads(Path(preproc, SETTINGS_FILE).read_text())
-        FeatureSettings(**saved["features"])
-        return {"features": saved["features"], "copies": dict(saved["copies"]),
+        features = FeatureSettings(**saved["features"])  # older files lack some of the fields
+        return {"features": dataclasses.asdict(features), "copies": dict(saved["copies"]),
                 "finished": saved["finished"] is True}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}

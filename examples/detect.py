@@ -289,9 +289,9 @@ def write_scores(folder, scored, truth, rules, picture_format):
 
 def mark_frequencies(axes, settings):
     """Mark frequencies at the bands of a spectrogram, whose band k lies between k and k + 1."""
-    nyquist = settings.sample_rate / 2  # Hz
-    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmax=nyquist)
-    hertz = 1000 * 2.0 ** (math.ceil(math.log2(nyquist / 1000)) - np.arange(1, 9, 2))
+    highest = settings.highest  # Hz
+    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmin=settings.fmin, fmax=highest)
+    hertz = 1000 * 2.0 ** (math.ceil(math.log2(highest / 1000)) - np.arange(1, 9, 2))
     positions = np.interp(hertz, edges[1:-1], np.arange(settings.n_mels) + 0.5, left=0)
     is_apart = positions > settings.n_mels / 10  # below this, labels would overlap
     axes.set_yticks(positions[is_apart], [f"{h:g}" for h in hertz[is_apart]], fontsize=7)
@@ -385,7 +385,7 @@ def main():
             found = find_detections(steps, rules)
             utils.save_text(f"{base}.txt", format_audacity(found))
             if args.raven:
-                text = format_raven(found, 0, training.features.sample_rate / 2)
+                text = format_raven(found, training.features.fmin, training.features.highest)
                 utils.save_text(f"{base}.Table.1.selections.txt", text)
             if not path.name.endswith(STEPS):
                 utils.save_csv(f"{base}{STEPS}", list_steps(steps))

@@ -132,23 +132,26 @@ def test_properties_that_give_a_class_away_are_found(key, of_a, of_others, words
     assert preprocess_data.find_clues(measures) == []
 
 
-@pytest.mark.parametrize("of_low, of_high, sample_rate, is_told", [
-    (22050, 48000, 48000, True), (22050, 48000, 22050, True),  # the cutoff of the resampler tells
-    (22050, 48000, 19800, False), (8000, 8000, 16000, False)])
+@pytest.mark.parametrize("of_low, of_high, flags, is_told", [
+    (22050, 48000, ["--sample-rate", 48000], True),
+    (22050, 48000, ["--sample-rate", 22050], True),  # the cutoff of the resampler tells
+    (22050, 48000, ["--sample-rate", 22050, "--fmax", 9900], False),
+    (22050, 44100, ["--fmax", 9900], False), (22050, 48000, ["--sample-rate", 19800], False),
+    (8000, 8000, ["--sample-rate", 16000], False)])
 def test_low_sample_rates_that_give_classes_away_are_a_row_with_the_remedy(
-        tmp_path, of_low, of_high, sample_rate, is_told):
+        tmp_path, of_low, of_high, flags, is_told):
     for k in range(20):
         name, rate = (("low", of_low), ("high", of_high))[k // 10]
         (tmp_path / "Samples" / name).mkdir(parents=True, exist_ok=True)
         y = np.random.default_rng(k).normal(0, 0.1, rate // 5)  # the same white noise
         soundfile.write(tmp_path / f"Samples/{name}/{k:02d}.wav", y, rate)
-    run("preprocess_data.py", "--sample-rate", sample_rate, cwd=tmp_path)
+    run("preprocess_data.py", *flags, cwd=tmp_path)
     found = read_table(tmp_path / "Preproc/suspicious.csv")
     assert [(row["kind"], row["class"]) for row in found] == [("class given away", "low")] * is_told
     for row in found:
         assert row["detail"] == (
             "100% of it, but 0% of high, is recorded at 22050 Hz or less; preprocess again with "
-            "--sample-rate 19800, which also removes all sound above 9.9 kHz")
+            "--fmax 9900, which leaves out all sound above it")
     if of_low < of_high:  # the bands do differ, by more than 2 dB, unless the advice is followed
         low, high = (np.mean([np.load(path).mean(axis=1)
                               for path in (tmp_path / "Preproc" / name).iterdir()], axis=0)
@@ -160,10 +163,10 @@ def test_low_sample_rates_that_give_classes_away_are_a_row_with_the_remedy(
 def test_low_rates_are_told_of_half_of_the_classes_and_not_of_rates_of_every_kind():
     measures = {f"{name}/{k}.wav": PLAIN._replace(sample_rate=8000 if name in "ab" else 44100)
                 for name in "abcd" for k in range(10)}
-    assert [name for name, _ in preprocess_data.find_low_rates(measures, 44100)] == ["a"]
+    assert [name for name, _ in preprocess_data.find_low_rates(measures, 22050)] == ["a"]
     measures = {f"{name}/{k}.wav": PLAIN._replace(sample_rate=8000 + 100 * k)
                 for name in "ab" for k in range(30)}
-    assert preprocess_data.find_low_rates(measures, 9000) == []
+    assert preprocess_data.find_low_rates(measures, 4500) == []
 
 
 def test_lengths_are_odd_within_their_class_and_among_all():

@@ -107,7 +107,8 @@ def test_spectrogram_is_the_same_memory_mapped(tmp_path, channels, n_samples):
 
 FEATURES = vars(SETTINGS)
 CHANGES = [{"n_mels": "4"}, {"n_mels": 0}, {"n_fft": -1}, {"hop_length": 1.5}, {"more": 1},
-           {"sample_rate": 10**400}, {"channels": None}, {"channels": True}]
+           {"sample_rate": 10**400}, {"channels": None}, {"channels": True}, {"fmin": None},
+           {"fmin": 4000}, {"fmax": 4001}, {"fmax": 0}, {"fmin": 9, "fmax": 9}]
 
 
 @pytest.mark.parametrize("text", [
@@ -116,7 +117,8 @@ CHANGES = [{"n_mels": "4"}, {"n_mels": 0}, {"n_fft": -1}, {"hop_length": 1.5}, {
     json.dumps({"features": FEATURES, "finished": False}),
     json.dumps({"features": FEATURES, "finished": 1}),
     json.dumps({"features": [], "finished": True}),
-    *(json.dumps({"features": FEATURES | change, "finished": True}) for change in CHANGES)])
+    *(json.dumps({"features": FEATURES | change, "copies": {}, "finished": True})
+      for change in CHANGES)])
 def test_settings_that_are_damaged_are_named(tmp_path, text):
     (tmp_path / "settings.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="settings.json: preprocessing is not finished; run "

@@ -198,6 +198,17 @@ def test_pictures_hold_half_an_hour_each(trained, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav_000.png", "a.wav_030.png"]
 
 
+@pytest.mark.parametrize("flags", [{}, {"fmin": 1000, "fmax": 9900}])
+def test_frequencies_stand_at_their_bands(flags):
+    from matplotlib.figure import Figure
+    settings = utils.default_settings(44100, **flags)
+    axes = Figure().subplots()
+    detect.mark_frequencies(axes, settings)
+    bins = [round(float(text.get_text()) / 44100 * 2048) for text in axes.get_yticklabels()]
+    bands = settings.filters.toarray()[:, bins].argmax(axis=0)
+    assert len(bands) > 1 and np.abs(bands + 0.5 - axes.get_yticks()).max() < 1
+
+
 def test_sounds_shorter_than_a_window_and_steps_longer_than_one(call, tmp_path):
     write_recording(tmp_path / "short.wav", 0.05)
     write_recording(tmp_path / "long.wav", 1)

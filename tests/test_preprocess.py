@@ -254,6 +254,30 @@ def test_changed_settings_make_everything_again_and_say_so_in_one_line(preproces
     assert {np.load(path).shape[0] for path in (sounds / "Preproc").rglob("*.npy")} == {40}
 
 
+def test_fmin_and_fmax_make_everything_again_and_old_settings_without_them_nothing(preprocessed):
+    path = preprocessed / "Preproc/settings.json"
+    saved = load_json(path)
+    del saved["features"]["fmin"], saved["features"]["fmax"]
+    utils.save_json(path, saved)
+    said = run("preprocess_data.py", cwd=preprocessed).stdout
+    assert "0 spectrograms written, 30 kept" in said and "changed" not in said
+    said = run("preprocess_data.py", "--fmin", 300, "--fmax", 3000, cwd=preprocessed).stdout
+    assert "settings changed (fmin 0 -> 300, fmax None -> 3000): all spectrograms" in said
+    assert "30 spectrograms written" in said
+    assert utils.load_settings(path.parent) == default_settings(SAMPLE_RATE, fmin=300, fmax=3000)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--fmax", 4001], "--fmax 4001: above 4000 Hz, half of the sample rate; use a lower --fmax or "
+     "a higher --sample-rate (default: the most frequent one)"),
+    (["--fmin", 4000], "--fmin 4000: not below 4000 Hz, where the mel bands end; use a lower"),
+    (["--fmin", 900, "--fmax", 900], "--fmin 900: not below 900 Hz, where the mel bands end")])
+def test_mel_bands_that_the_sounds_cannot_fill_are_one_line_and_change_nothing(
+        sounds, flags, words):
+    assert words in one_line("preprocess_data.py", *flags, cwd=sounds)
+    assert not (sounds / "Preproc").exists()
+
+
 def test_stopped_while_it_removes_what_is_stale_it_is_not_finished(
         sounds, preprocess, monkeypatch):
     """Training would otherwise use what is left, a part of the sounds."""

@@ -70,7 +70,7 @@ def test_spectrograms_mirror_samples_and_keep_their_settings(trained):
     assert arrays == {f"{name}.npy" for name in sounds}
     saved = load_json(trained / "Preproc/settings.json")
     assert saved["features"] == {"sample_rate": SAMPLE_RATE, "n_mels": 96, "n_fft": 512,
-                                 "hop_length": 128, "channels": 1}
+                                 "hop_length": 128, "channels": 1, "fmin": 0, "fmax": None}
     assert saved["copies"]["seed"] == 0 and len(saved["copies"]["deformations"]) == 8
     assert saved["finished"] is True and len(saved) == 3
     array = np.load(trained / "Preproc/low/00.wav.npy")
