@@ -345,8 +345,7 @@ def find_level(spectrogram):
 
 def add_power(a, b):
     """Add the power of two spectrograms in dB of the same shape. Returns dB."""
-    scale = np.float32(10 / math.log(10))
-    return scale * np.logaddexp(a / scale, b / scale)
+    return 10 * np.log10(to_power(a) + to_power(b))
 
 
 def class_indices(names, classes):

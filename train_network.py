@@ -98,6 +98,9 @@ def check_classes(names, source):
         raise UserError(f"{folder}: expected at least 2 classes (folders), found "
                         f"{len(source.classes)}: {', '.join(source.classes)}; add a folder of "
                         "sounds for each class")
+    if all(map(utils.is_background, source.classes)):
+        raise UserError(f"{folder}: holds only background ({', '.join(source.classes)}); add a "
+                        "folder without a leading underscore for each class")
     counts = count_recordings(names, source.copies)
     small = [name for name in source.classes if counts[name] < 2]
     if small:
@@ -559,7 +562,7 @@ def print_training(training, network, device):
             remedy = "" if is_chosen else "; another --seed splits differently"
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
     if n_background := sum(utils.is_background(class_of(name)) for name in training.split.train):
-        say(f"Background: {n_background} sounds; training windows get some of them at random levels")
+        say(f"Background: {n_background} sounds; training windows get some at random levels")
     seconds = training.n_frames * training.features.hop_length / training.features.sample_rate
     say(f"Network: {training.network}, {network.count_params()} weights, window "
         f"{training.n_frames} frames ({seconds:.2f} s), {device}")
@@ -790,7 +793,9 @@ def main():
                 path.unlink()
         for k, split in enumerate(splits, 1):
             lengths = [spectrograms[name].shape[-1] for name in split.train]
-            n_frames = earlier.n_frames if earlier else models.choose_n_frames(lengths)
+            of_classes = [n for n, name in zip(lengths, split.train)
+                          if not utils.is_background(class_of(name))]  # background may be long
+            n_frames = earlier.n_frames if earlier else models.choose_n_frames(of_classes)
             training = models.Training(
                 source.classes, source.settings, network, hyperparameters, n_frames, args.seed,
                 args.epochs or models.choose_epochs(lengths, hyperparameters.batch_size),
