@@ -78,9 +78,9 @@ CONFIDENCE = 0.99
 TARGET = 95  # the accuracy in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 60  # in an epoch; a small data set is repeated to fill them
-BACKGROUND_SHARE = float(os.environ.get("SHARE", 0.75))  # of the training windows
-# How far the background is below the sound, in dB.
-BACKGROUND_RANGE = eval(os.environ.get("RANGE", "(-5, 30)"))
+BACKGROUND_SHARE = 0.75  # of the training windows get background, if there is any
+BACKGROUND_RANGE = 5, 35  # dB from its level up to that of the sound
+GAIN_RANGE = -30, 10  # dB; sounds are often quieter in a recording than in a file of their own
 FLAGS = "--groups", "--test", "--folds", "--folds-by"  # of the split
 
 
@@ -463,7 +463,7 @@ class Batches(keras.utils.PyDataset):
         return self.warp(padded, start, rng)
 
     def add_background(self, window, rng):
-        """Put a random stretch of background under a window, at a random level.
+        """Put a random stretch of background under a window, and change the level of both.
 
         It also fills the silence around a short sound, for a recording has none. Some windows stay
         as they are, for new sounds that are files of their own.
@@ -475,7 +475,8 @@ class Batches(keras.utils.PyDataset):
         frames = (rng.integers(n) + np.arange(self.n_frames)) % n  # a short one is repeated
         background = spectrogram[..., frames]
         gain = find_level(window) - find_level(background) - rng.uniform(*BACKGROUND_RANGE)
-        return add_power(window, background + np.float32(gain))
+        mixed = add_power(window, background + np.float32(gain))
+        return mixed + np.float32(rng.uniform(*GAIN_RANGE))
 
     def warp(self, padded, start, rng):
         """Cut a window at a random speed and pitch (VTLP, Jaitly 2013).

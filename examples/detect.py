@@ -13,6 +13,7 @@ Writes to Results/detections/:
     python examples/detect.py Results/detections/dawn.wav.steps.csv --threshold 0.8
     python examples/detect.py dawn.wav dusk/ --truth labels/
 """
+import csv
 import itertools
 import math
 import os
@@ -35,6 +36,7 @@ from eval_network import (
     escape_math,
     find_loudest,
     flatten_path,
+    format_decimals,
     list_sounds,
     parse_threshold,
 )
@@ -124,7 +126,7 @@ def keep_columns(blocks, size, columns):
     """
     for block in blocks:
         loudest = np.maximum.reduceat(block.mean(axis=0), range(0, block.shape[2], size), axis=1)
-        columns.append(loudest.round().astype(np.int8))  # an hour takes some 6 MB
+        columns.append(loudest.clip(-128, 127).round().astype(np.int8))  # 6 MB or so an hour
         yield block
 
 
@@ -164,16 +166,18 @@ def list_steps(steps):
 
 def load_steps(path):
     """Read a table of steps. Raises UserError. Its probabilities have four decimals."""
-    rows = utils.read_csv(path)
     try:
-        recording = Path(rows[0]["file"])
-        classes = list(rows[0])[4:]
-        times = [0.0, *(float(row["end"]) for row in rows)]
-        probabilities = np.array([[row[name] for name in classes] for row in rows], np.float32)
-    except (IndexError, KeyError, ValueError) as error:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            header = next(rows)
+            recording = next(rows)[0]
+        values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=[2, *range(4, len(header))],
+                            ndmin=2, comments=None, encoding="utf-8", quotechar='"')
+    except (OSError, StopIteration, IndexError, ValueError) as error:
         raise UserError(f"{path}: expected a table of steps that detect.py wrote, found something "
                         f"else ({error}); run detect.py on the recording again") from None
-    return Steps(recording, np.array(times), probabilities, classes)
+    return Steps(Path(recording), np.array([0, *values[:, 0]]), values[:, 1:].astype(np.float32),
+                 header[4:])
 
 
 # ---------------------------------------------------------------- detections
@@ -256,31 +260,32 @@ def write_scores(folder, scored, truth, rules, picture_format):
         say(f"Labels that are no class of the weights, left out: {len(others)}, such as "
             f"{next(iter(others))} ({others.total()} events)")
     rows = [["threshold", "class", "detections", "events", "right", "precision", "recall", "f1"]]
+    width = max(map(len, ["Class", *classes]))
+    say("", f"{'Class':{width}}  events  detections  right  precision  recall      F1")
+    thresholds = sorted({rules.threshold, *THRESHOLDS})
     curves = []
-    for threshold in [rules.threshold, *THRESHOLDS]:
+    for threshold in thresholds:
         found = {recording: find_detections(scored[recording], rules._replace(threshold=threshold))
                  for recording in truth}
         counts = score_detections(found, truth, classes)
         counts = np.concatenate([counts, counts.sum(axis=0, keepdims=True)])  # all classes last
         scores = np.stack(measure_counts(counts), axis=1)  # (n_classes + 1, 3)
-        for name, of_class, row in zip([*classes, "all"], counts, scores):
-            rows.append([f"{threshold:.4g}", name, *of_class, *(f"{x:.4f}" for x in row)])
         curves.append(scores[-1])
+        for name, (n_found, n_known, n_right), values in zip([*classes, "all"], counts, scores):
+            texts = list(map(format_decimals, values))
+            rows.append([f"{threshold:.4g}", name, n_found, n_known, n_right, *texts])
+            if threshold == rules.threshold:
+                say(f"{name:{width}}  {n_known:6}  {n_found:10}  {n_right:5}  {texts[0]:>9}  "
+                    f"{texts[1]:>6}  {texts[2]:>6}")
     utils.save_csv(folder / "scores.csv", rows)
-    width = max(map(len, ["Class", *classes]))
-    say("", f"{'Class':{width}}  events  detections  right  precision  recall      F1")
-    for _, name, n_found, n_known, n_right, *scores in rows[1:2 + len(classes)]:
-        precision, recall, f1 = (score.replace("nan", "none") for score in scores)
-        say(f"{name:{width}}  {n_known:6}  {n_found:10}  {n_right:5}  {precision:>9}  {recall:>6}"
-            f"  {f1:>6}")
     with utils.new_figure(folder / f"scores.{picture_format}", 7, 5) as figure:
         panel = figure.subplots()
-        for values, label, color in zip(np.transpose(curves[1:]), ("precision", "recall", "F1"),
+        for values, label, color in zip(np.transpose(curves), ("precision", "recall", "F1"),
                                         COLORS):
-            panel.plot(THRESHOLDS, values, color=color, marker=".", label=label)
+            panel.plot(thresholds, values, color=color, marker=".", label=label)
         panel.axvline(rules.threshold, color="0.4", ls="--", label="threshold of this run")
-        panel.set(xlabel="Threshold", ylim=(-0.02, 1.02), xlim=(0, 1), title=
-                  f"Detections in {len(truth)} recordings, {rows[1 + len(classes)][3]} events")
+        panel.set(title=f"Detections in {len(truth)} recordings with {n_known} events",
+                  xlabel="Threshold", xlim=(0, 1), ylim=(-0.02, 1.02))
         panel.grid(color="0.92")
         panel.legend()
 
@@ -340,7 +345,7 @@ def mark_detections(axes, detections, start, seconds, classes):
         if begin >= end_of_text:
             axes.text(begin, 1.14, escape_math(event.label), fontsize=7,
                       transform=axes.get_xaxis_transform())
-            end_of_text = begin + 0.006 * seconds * len(event.label)
+            end_of_text = begin + 0.0045 * seconds * len(event.label)
 
 
 # ---------------------------------------------------------------- the command

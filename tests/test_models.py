@@ -337,12 +337,14 @@ def test_training_targets_are_smoothed_where_the_hyperparameters_say_and_others_
 def test_background_fills_silence_and_is_below_each_sound_by_a_random_level(monkeypatch):
     monkeypatch.setattr(models, "BACKGROUND_SHARE", 1)
     monkeypatch.setattr(models, "BACKGROUND_RANGE", (0, 20))
+    monkeypatch.setattr(models, "GAIN_RANGE", (-7, -7))
     sound = np.full((8, 6), -20, np.float32)
     noise = np.full((8, 40), -50, np.float32)
-    noise[:4] = -90  # it has low bands only
+    noise[:4] = -90  # it has the upper bands only
     batches = make_batches([sound, noise], ["a", "_background"], warp=0, eq=0, mixup=0, masks=0,
                            shift=0, batch_size=64)
     x, y, _ = batches[0]
+    x = x + 7
     is_sound = y[:, 1] > 0.5  # the classes are sorted
     silent = x[is_sound][:, 4:, 0]  # (n, 4), where the sound has silence
     levels = silent[:, 0]
