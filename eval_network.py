@@ -190,9 +190,8 @@ class Predictions:
 
     @property
     def is_right(self):
-        """Whether each prediction is right; all background classes are one. [shape=(n,), bool]"""
-        is_background = np.array([utils.is_background(name) for name in self.classes])
-        return (self.predicted == self.y) | (is_background[self.predicted] & is_background[self.y])
+        """Whether each prediction is right. [shape=(n,), bool]"""
+        return self.predicted == self.y
 
     @property
     def is_of_class(self):
@@ -364,9 +363,9 @@ class Mistake(NamedTuple):
     @property
     def kind(self):
         """The part that background plays in a mistake: "missed, ", "false alarm, ", or ""."""
-        if utils.is_background(self.label):
-            return "false alarm, "
-        return "missed, " if utils.is_background(self.predicted) else ""
+        if utils.is_background(self.label) == utils.is_background(self.predicted):
+            return ""
+        return "missed, " if utils.is_background(self.predicted) else "false alarm, "
 
 
 def list_mistakes(predictions):
@@ -837,6 +836,10 @@ def classify(places, weights, threshold, csv):
     network, training = models.load_network(weights)
     threshold = models.find_threshold(threshold, training)
     classes = training.classes
+    if models.UNKNOWN in classes and (threshold or any(map(utils.is_background, classes))):
+        raise UserError(f"{weights}: has a class named {models.UNKNOWN}, which sounds of low "
+                        "confidence and of background would join; rename its folder and train "
+                        "again")
     path_width = max((len(str(path)) for path in paths), default=0)
     class_width = max(map(len, classes))
     rows = [["file", "predicted", *classes]]

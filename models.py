@@ -442,7 +442,7 @@ class Batches(keras.utils.PyDataset):
         smoothing = self.hyperparameters.smoothing
         rows = self.order[step * size:(step + 1) * size]
         rng = np.random.default_rng([self.seed, self.epoch, step])
-        x = np.stack([self.make_window(self.names[row], rng) for row in rows])
+        x = np.stack([self.cut_window(self.spectrograms[self.names[row]], rng) for row in rows])
         y = self.targets[rows]
         x = self.equalize(x, rng)
         x, y = self.mix(x, y, rng)
@@ -451,16 +451,12 @@ class Batches(keras.utils.PyDataset):
         y = y * (1 - smoothing) + smoothing / y.shape[1]
         return x, y, weights
 
-    def make_window(self, name, rng):
-        """A random window of a sound, with background if there is any."""
-        return self.add_background(self.cut_window(self.spectrograms[name], rng), rng)
-
     def cut_window(self, spectrogram, rng):
         """Cut a random window, which holds all, or nearly all, of a sound that fits into it."""
         margin = round(self.hyperparameters.shift * self.n_frames)
         padded = pad_spectrogram(spectrogram, self.n_frames + 2 * margin)
         start = rng.integers(padded.shape[-1] - self.n_frames + 1)
-        return self.warp(padded, start, rng)
+        return self.add_background(self.warp(padded, start, rng), rng)
 
     def add_background(self, window, rng):
         """Put a random stretch of background under a window, and change the level of both.
@@ -619,11 +615,8 @@ def find_threshold(threshold, training):
     """Find the confidence below which a sound is unknown.
 
     threshold: a number, or "auto" for the threshold of the training. Raises UserError if it has
-    none, or has a class named unknown.
+    none.
     """
-    if threshold and UNKNOWN in training.classes:
-        raise UserError(f"--threshold {threshold}: the weights have a class named {UNKNOWN}; "
-                        "rename its folder and train again, or leave out --threshold")
     if threshold != "auto":
         return threshold
     if training.threshold is None:

@@ -249,7 +249,7 @@ def class_of(name):
 
 
 def is_background(class_name):
-    """Whether a class holds background, such as _background: what is none of the other classes."""
+    """Whether a class holds background: sounds of no other class, in a folder named _..."""
     return class_name.startswith("_")
 
 

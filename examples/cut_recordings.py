@@ -21,7 +21,6 @@ import os
 import re
 import statistics
 import sys
-from collections import Counter
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -109,11 +108,11 @@ def read_spans(path, spans):
                 return
 
 
-def cut_recording(path, events, out, length=None):
+def cut_recording(path, events, out, lengths):
     """Cut the Events events[path] into the folder `out`. Returns a Cut.
 
-    length: of pieces of background in s, or None for no background. Raises UserError if the
-    recording cannot be read or written.
+    lengths[path]: of stretches of background, in s; none are cut if it is not there. Raises
+    UserError if the recording cannot be read or written.
     """
     with utils.reading(path), utils.open_sound(path) as file:
         rate = file.samplerate
@@ -121,8 +120,10 @@ def cut_recording(path, events, out, length=None):
     n_samples = sum(len(y) for y, _ in utils.read_blocks(path))  # the header may be wrong
     seconds = n_samples / rate
     digits = max(4, len(str(int(seconds))))  # so that names sort by time
-    starts = plan_background(events[path], seconds, length) if length else []
-    background = [Event(start, start + length, BACKGROUND) for start in starts]
+    background = []
+    if length := lengths.get(path):
+        starts = plan_background(events[path], seconds, length)
+        background = [Event(start, start + length, BACKGROUND) for start in starts]
     spans = {}
     errors = {}
     done = []
@@ -152,6 +153,42 @@ def cut_recording(path, events, out, length=None):
     return Cut(done, len(missing), errors)
 
 
+def find_twins(recordings):
+    """Find recordings whose sounds would have the names of others. Returns a dict of UserErrors."""
+    first = {}
+    errors = {}
+    for path in recordings:
+        twin = first.setdefault(to_nfc(path.stem).casefold(), path)
+        if twin != path:
+            errors[path] = UserError(f"{path}: has the name of {twin}; rename one of them")
+    return errors
+
+
+def find_moved(out):
+    """Find the sounds in `out` whose names are in an earlier class too, by a corrected label."""
+    first = {}
+    paths = sorted(path for path in out.glob("*/*.flac") if re.search(GROUPS, path.name))
+    return [path for path in paths if first.setdefault(path.name, path) != path]
+
+
+def print_classes(cuts):
+    """Print how much was cut of each class. cuts: dict from recording to its Cut."""
+    done = [(path, event) for path, one in cuts.items() for event in one.events]
+    width = max(len("Class"), *(len(event.label) for _, event in done))
+    say(f"{'Class':{width}}  sounds  seconds  recordings")
+    lonely = []
+    for name in sorted({event.label for _, event in done}):
+        some = [(path, event.end - event.start) for path, event in done if event.label == name]
+        n_recordings = len({path for path, _ in some})
+        say(f"{name:{width}}  {len(some):6}  {sum(length for _, length in some):7.1f}  "
+            f"{n_recordings:10}")
+        if n_recordings < 2:
+            lonely.append(name)
+    if lonely:
+        say(f"In one recording only: {', '.join(lonely)}. Training with --groups needs two or more "
+            "of each class; add recordings, or remove these folders")
+
+
 def parse_args():
     """Read the command line."""
     parser = utils.Parser(__doc__)
@@ -171,47 +208,47 @@ def main():
     args = parse_args()
     sounds, errors = list_sounds(args.recordings)
     out = args.out.resolve()
-    sounds = [path for path in sounds if not path.resolve().is_relative_to(out)]
+    gone = [path for path in sounds if not path.exists()]
+    errors |= {path: UserError(f"{path}: no such file; correct the path") for path in gone}
+    sounds = [path for path in sounds
+              if path not in gone and not path.resolve().is_relative_to(out)]
     events, unread = read_labels(args.labels, sounds, args.column)
     errors |= unread
     without = [path for path in sounds if path not in events]
     if without:
         say(f"Recordings without a table, left out: {len(without)}, such as {without[0]}")
-    errors |= {path: UserError(f"{path}: no such file; correct the path")
-               for path in without if not path.exists()}
-    by_name = {}
-    for path in list(events):
-        first = by_name.setdefault(to_nfc(path.stem).casefold(), path)
-        if first is not path:
-            errors[path] = UserError(f"{path}: has the name of {first}; rename one of them")
-            del events[path]
+    twins = find_twins(events)
+    errors |= twins
+    events = {path: some for path, some in events.items() if path not in twins}
     lengths = [event.end - event.start for some in events.values() for event in some
                if event.start < event.end]
     if not lengths:
         utils.name_skipped(errors)
         raise UserError(f"{args.labels[0]}: no events of the recordings; name their tables")
     length = min(max(MIN_LENGTH, statistics.median(lengths)), MAX_LENGTH)
+    doubtful = {key[0] for key in unread if isinstance(key, tuple)}  # may have unknown events
+    if doubtful := doubtful.intersection(events):
+        say(f"Recordings with errors in their tables, which give no background: {len(doubtful)}")
+    lengths = dict.fromkeys(set(events) - doubtful, length)
     overlaps = []
     for path, some in events.items():
         longest = itertools.accumulate(some, partial(max, key=lambda event: event.end))
         overlaps += [f"{a.label} and {b.label} at {b.start:.3f} s of {path}"
                      for a, b in zip(longest, some[1:]) if b.start < min(a.end, b.end)]
     if overlaps:
-        say(f"Overlapping events, which are cut both: {len(overlaps)}, such as {overlaps[0]}")
-    cut = partial(cut_recording, events=events, out=args.out, length=length)
+        say(f"Overlapping events, each of which is cut: {len(overlaps)}, such as {overlaps[0]}")
+    cut = partial(cut_recording, events=events, out=args.out, lengths=lengths)
     cuts, unreadable = utils.map_files(cut, list(events), "Cutting")
     errors |= unreadable
     for one in cuts.values():
         errors |= one.errors
-    done = [event for one in cuts.values() for event in one.events]
-    counts = Counter(event.label for event in done)
-    width = max(map(len, ["Class", *counts]))
-    say(f"{'Class':{width}}  sounds  seconds")
-    for name in sorted(counts):
-        seconds = sum(event.end - event.start for event in done if event.label == name)
-        say(f"{name:{width}}  {counts[name]:6}  {seconds:7.1f}")
+    print_classes(cuts)
     n_written = sum(one.n_written for one in cuts.values())
-    say(f"{args.out}: {n_written} sounds written, {len(done) - n_written} kept")
+    n = sum(len(one.events) for one in cuts.values())
+    say(f"{args.out}: {n_written} sounds written, {n - n_written} kept")
+    if moved := find_moved(args.out):
+        say(f"Sounds in two classes, after a change of the tables: {len(moved)}, such as "
+            f"{moved[0]}; remove the wrong ones, or cut into a new folder")
     n_skipped = utils.name_skipped(errors)
     utils.say_next("../preprocess_data.py", samples=args.out)
     training = utils.command("../train_network.py", "--groups", GROUPS, samples=args.out)

@@ -1,7 +1,8 @@
 """Find what is heard when in recordings: a table of detections, labels for Audacity, and pictures.
 
 Reads weights.keras and recordings of any length. A recording is classified in steps, each from the
-window around it. Neighbouring steps in which a class reaches the threshold are one detection.
+window around it and, by half, from those of the two next to it. Neighbouring steps in which a
+class reaches the threshold are one detection.
 Writes to Results/detections/:
 
     detections.csv       a row for each detection: file, start, end, class, confidence
@@ -25,14 +26,18 @@ from typing import NamedTuple
 import librosa
 import numpy as np
 import scipy
+from matplotlib import colormaps
+from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cut_recordings import cut_recording
-from label_tables import Event, format_audacity, format_raven, read_labels
+from cut_recordings import cut_recording, find_twins
+from label_tables import Event, format_audacity, format_raven, read_labels, to_nfc
 
 import utils
 from eval_network import (
     COLORS,
+    DASHES,
+    MAX_CURVES,
     escape_math,
     find_loudest,
     flatten_path,
@@ -43,6 +48,7 @@ from eval_network import (
 from utils import TOP_DB, UserError, say
 
 STEPS = ".steps.csv"  # the end of the name of a table of steps
+RAVEN = ".Table.1.selections.txt"  # of a selection table, as Raven names it
 ROW_SECONDS = 60  # of a recording in a row of a picture
 MAX_ROWS = 30  # of a picture
 ROW_COLUMNS = 700  # at least so many of the spectrogram in a row, if it has as many frames
@@ -55,7 +61,7 @@ def parse_args():
     add("recordings", nargs="+", type=Path, metavar="RECORDING",
         help="recordings, folders of them, or tables of steps of an earlier run")
     add("--step", type=utils.number(float, 1e-3, 61), metavar="SECONDS",
-        help="length of a step (default: a quarter of the window)")
+        help="length of a step, not for tables of steps (default: a quarter of the window)")
     add("--threshold", type=parse_threshold, default=0.5, metavar="P",
         help="the least probability of a class in a detection; auto: that of the weights, see "
         "eval_network.py (default: 0.5)")
@@ -152,8 +158,19 @@ def score_recording(path, step_seconds, network, training):
             frames.append(end)
             probabilities.append(row.astype(np.float32))
             move_bar(len(probabilities))
-    steps = Steps(path, np.array(frames) / rate, np.stack(probabilities), training.classes)
+    probabilities = np.stack(probabilities)  # (n_steps, n_classes)
+    if step <= training.n_frames // 2:  # neighbouring windows overlap: their mean is steadier
+        probabilities = scipy.ndimage.convolve1d(probabilities, [0.25, 0.5, 0.25], axis=0)
+    probabilities = probabilities.round(4)  # as in the table of steps
+    steps = Steps(path, np.array(frames) / rate, probabilities, training.classes)
     return steps, np.concatenate(columns, axis=1)
+
+
+def read_steps(path, step_seconds, network, training):
+    """Read a table of steps, or score a recording. Returns as score_recording; None for a table."""
+    if path.name.endswith(STEPS):
+        return load_steps(path), None
+    return score_recording(path, step_seconds, network, training)
 
 
 def list_steps(steps):
@@ -171,11 +188,14 @@ def load_steps(path):
             rows = csv.reader(file)
             header = next(rows)
             recording = next(rows)[0]
+            if header[:4] != ["file", "start", "end", "class"] or len(header) < 5:
+                raise ValueError(f"its columns are {', '.join(header):.100}")
         values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=[2, *range(4, len(header))],
                             ndmin=2, comments=None, encoding="utf-8", quotechar='"')
-    except (OSError, StopIteration, IndexError, ValueError) as error:
+    except (OSError, StopIteration, IndexError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: expected a table of steps that detect.py wrote, found something "
-                        f"else ({error}); run detect.py on the recording again") from None
+                        f"else ({error or 'it is empty'}); run detect.py on the recording "
+                        "again") from None
     return Steps(Path(recording), np.array([0, *values[:, 0]]), values[:, 1:].astype(np.float32),
                  header[4:])
 
@@ -197,6 +217,7 @@ def find_detections(steps, rules):
     """
     found = []
     for name, p in zip(steps.classes, steps.probabilities.T):
+        name = to_nfc(name)  # as the labels are
         if utils.is_background(name):
             continue
         changes = np.flatnonzero(np.diff(p >= rules.threshold, prepend=False, append=False))
@@ -212,6 +233,15 @@ def find_detections(steps, rules):
     return sorted(found)
 
 
+def list_detections(detections):
+    """Yield the rows of detections.csv. detections: dict from recording to a list of Events."""
+    yield ["file", "start", "end", "class", "confidence"]
+    for recording, found in sorted(detections.items()):
+        for event in found:
+            yield [recording, f"{event.start:.3f}", f"{event.end:.3f}", event.label,
+                   f"{event.confidence:.4f}"]
+
+
 # ---------------------------------------------------------------- compare with label tables
 
 def count_right(detections, events):
@@ -220,7 +250,7 @@ def count_right(detections, events):
         return 0
     found = np.array([event[:2] for event in detections])  # (n_detections, 2)
     known = np.array([event[:2] for event in events])
-    overlap = (found[:, :1] <= known[:, 1]) & (found[:, 1:] >= known[:, 0])
+    overlap = (found[:, :1] < known[:, 1]) & (found[:, 1:] > known[:, 0])
     overlap = scipy.sparse.csr_array(overlap)  # (n_detections, n_events)
     partners = scipy.sparse.csgraph.maximum_bipartite_matching(overlap, perm_type="column")
     return int((partners >= 0).sum())
@@ -253,14 +283,21 @@ def write_scores(folder, scored, truth, rules, picture_format):
 
     scored: dict from recording to Steps. truth: dict from recording to its list of Events.
     """
-    classes = [name for name in next(iter(scored.values())).classes
-               if not utils.is_background(name)]
-    if others := Counter(e.label for events in truth.values() for e in events
-                         if e.label not in classes):
+    (folder / "scores.csv").unlink(missing_ok=True)  # of an earlier run
+    if not truth:
+        return
+    classes = [to_nfc(name) for name in next(iter(scored.values())).classes]
+    others = Counter(event.label for events in truth.values() for event in events
+                     if event.label not in classes)
+    if others:
         say(f"Labels that are no class of the weights, left out: {len(others)}, such as "
             f"{next(iter(others))} ({others.total()} events)")
+    if without := scored.keys() - truth.keys():
+        say(f"Recordings without a table, left out of the scores: {len(without)}, such as "
+            f"{min(without)}")
+    classes = [name for name in classes if not utils.is_background(name)]
     rows = [["threshold", "class", "detections", "events", "right", "precision", "recall", "f1"]]
-    width = max(map(len, ["Class", *classes]))
+    width = max(map(len, ["all classes", *classes]))
     say("", f"{'Class':{width}}  events  detections  right  precision  recall      F1")
     thresholds = sorted({rules.threshold, *THRESHOLDS})
     curves = []
@@ -270,36 +307,42 @@ def write_scores(folder, scored, truth, rules, picture_format):
         counts = score_detections(found, truth, classes)
         counts = np.concatenate([counts, counts.sum(axis=0, keepdims=True)])  # all classes last
         scores = np.stack(measure_counts(counts), axis=1)  # (n_classes + 1, 3)
-        curves.append(scores[-1])
-        for name, (n_found, n_known, n_right), values in zip([*classes, "all"], counts, scores):
+        curves.append(scores)
+        names = [*classes, "all classes"]
+        for name, (n_found, n_known, n_right), values in zip(names, counts, scores):
             texts = list(map(format_decimals, values))
             rows.append([f"{threshold:.4g}", name, n_found, n_known, n_right, *texts])
             if threshold == rules.threshold:
                 say(f"{name:{width}}  {n_known:6}  {n_found:10}  {n_right:5}  {texts[0]:>9}  "
                     f"{texts[1]:>6}  {texts[2]:>6}")
     utils.save_csv(folder / "scores.csv", rows)
-    with utils.new_figure(folder / f"scores.{picture_format}", 7, 5) as figure:
-        panel = figure.subplots()
-        for values, label, color in zip(np.transpose(curves), ("precision", "recall", "F1"),
-                                        COLORS):
-            panel.plot(thresholds, values, color=color, marker=".", label=label)
-        panel.axvline(rules.threshold, color="0.4", ls="--", label="threshold of this run")
-        panel.set(title=f"Detections in {len(truth)} recordings with {n_known} events",
-                  xlabel="Threshold", xlim=(0, 1), ylim=(-0.02, 1.02))
-        panel.grid(color="0.92")
-        panel.legend()
+    curves = np.transpose(curves)  # (3, n_classes + 1, n_thresholds)
+    with utils.new_figure(folder / f"scores.{picture_format}", 11, 5) as figure:
+        left, right = figure.subplots(1, 2)
+        for values, label, color in zip(curves[:, -1], ("precision", "recall", "F1"), COLORS):
+            left.plot(thresholds, values, color=color, marker=".", label=label)
+        for k, name in enumerate(classes[:MAX_CURVES]):
+            right.plot(thresholds, curves[2, k], color=COLORS[k % len(COLORS)], marker=".",
+                       ls=DASHES[k // len(COLORS)], label=escape_math(name))
+        left.set_title(f"All classes: {len(truth)} recordings with {n_known} events")
+        right.set_title("F1 of each class")
+        for panel in (left, right):
+            panel.axvline(rules.threshold, color="0.4", lw=1)
+            panel.set(xlabel="Threshold", xlim=(0, 1), ylim=(-0.02, 1.02))
+            panel.grid(color="0.92")
+            panel.legend(fontsize=8)
 
 
 # ---------------------------------------------------------------- pictures
 
 def mark_frequencies(axes, settings):
     """Mark frequencies at the bands of a spectrogram, whose band k lies between k and k + 1."""
-    highest = settings.highest  # Hz
-    edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmin=settings.fmin, fmax=highest)
-    hertz = 1000 * 2.0 ** (math.ceil(math.log2(highest / 1000)) - np.arange(1, 9, 2))
-    positions = np.interp(hertz, edges[1:-1], np.arange(settings.n_mels) + 0.5, left=0)
-    is_apart = positions > settings.n_mels / 10  # below this, labels would overlap
-    axes.set_yticks(positions[is_apart], [f"{h:g}" for h in hertz[is_apart]], fontsize=7)
+    n = settings.n_mels
+    edges = librosa.mel_frequencies(n_mels=n + 2, fmin=settings.fmin, fmax=settings.highest)
+    bands = np.arange(n) + 0.5
+    at_bands = np.interp([n / 6, n / 2, n * 5 / 6], bands, edges[1:-1])
+    hertz = [float(f"{value:.2g}") for value in at_bands]
+    axes.set_yticks(np.interp(hertz, edges[1:-1], bands), [f"{value:g}" for value in hertz])
 
 
 def plot_recording(path, columns, seconds, detections, training):
@@ -312,6 +355,7 @@ def plot_recording(path, columns, seconds, detections, training):
     n_rows = math.ceil(seconds / row_seconds)
     per_row = columns.shape[1] * row_seconds / seconds
     loudest = find_loudest(columns)
+    colors = choose_colors(detections)
     for first in range(0, n_rows, MAX_ROWS):
         rows = range(first, min(first + MAX_ROWS, n_rows))
         name = f"{path.stem}_{first * ROW_SECONDS // 60:03}{path.suffix}"
@@ -322,18 +366,27 @@ def plot_recording(path, columns, seconds, detections, training):
                 end = start + row_seconds * part.shape[1] / per_row
                 axes.imshow(part, origin="lower", aspect="auto", cmap="magma",
                             vmin=loudest - TOP_DB, vmax=loudest, extent=(start, end, 0, len(part)))
-                mark_detections(axes, detections, start, row_seconds, training.classes)
+                mark_detections(axes, detections, start, row_seconds, colors)
                 mark_frequencies(axes, training.features)
                 axes.set(xlim=(start, start + row_seconds), ylim=(0, len(part)))
                 axes.tick_params(labelsize=7)
             axes.set_xlabel("Seconds")
             figure.supylabel("Hz", fontsize=8)
             figure.suptitle(escape_math(path.stem), fontsize=10)
+            figure.legend(handles=[Patch(color=color, label=escape_math(name))
+                                   for name, color in colors.items()],
+                          loc="outside lower center", ncols=10, fontsize=8)
 
 
-def mark_detections(axes, detections, start, seconds, classes):
+def choose_colors(detections):
+    """Choose a colour for each class of detections. Returns a dict."""
+    names = sorted({event.label for event in detections})
+    colors = COLORS if len(names) <= len(COLORS) else colormaps["tab20"].colors
+    return dict(zip(names, itertools.cycle(colors)))
+
+
+def mark_detections(axes, detections, start, seconds, colors):
     """Draw detections above a row of a picture, with their names where there is space."""
-    colors = dict(zip(classes, itertools.cycle(COLORS)))
     end_of_text = 0
     for event in detections:
         begin = max(start, event.start)
@@ -358,8 +411,37 @@ def check_names(recordings):
         if names[name] > 1:
             raise UserError(f"{recording}: several recordings would be written to {name}.txt; give "
                             "each its own --results")
-        if len(os.fsencode(name + STEPS)) > 255:
+        if len(os.fsencode(name + RAVEN)) > 255:
             raise UserError(f"{recording}: its path is too long for a file name; move it")
+
+
+def note_no_background(weights, classes):
+    """Say what weights without a background class are worth for recordings."""
+    if not any(map(utils.is_background, classes)):
+        say(f"{weights}: has no background class, so it may detect classes where there are none, "
+            "and the scores of eval_network.py do not hold for recordings; put sounds without any "
+            "class into Samples/_background and train again")
+
+
+def write_labels(base, recording, found, settings, has_raven):
+    """Write the label tables of one recording, whose names begin with `base`, and say so."""
+    utils.save_text(f"{base}.txt", format_audacity(found))
+    if has_raven:
+        utils.save_text(f"{base}{RAVEN}", format_raven(found, settings.fmin, settings.highest))
+    noun = "detection" if len(found) == 1 else "detections"
+    say(f"{recording}: {len(found)} {noun}")
+
+
+def cut_detections(detections, folder):
+    """Write each detection as a sound. Returns a dict of UserErrors."""
+    errors = find_twins(detections)
+    for recording, found in detections.items():
+        if found and recording not in errors:
+            try:
+                cut_recording(recording, detections, folder, {})
+            except UserError as error:
+                errors[recording] = error
+    return errors
 
 
 def main():
@@ -371,55 +453,45 @@ def main():
     import models  # loads Keras
     network, training = models.load_network(args.weights)
     rules = Rules(models.find_threshold(args.threshold, training), args.gap, args.min_length)
-    if not any(map(utils.is_background, training.classes)):
-        say(f"{args.weights}: has no background class, so it may hear classes where there are "
-            "none, and the scores of eval_network.py do not hold for recordings; put sounds "
-            "without any class into Samples/_background and train again")
+    note_no_background(args.weights, training.classes)
 
     folder = args.results / "detections"
-    scored = {}  # from recording to Steps
     detections = {}  # from recording to a list of Events
-    for path in paths:
-        try:
-            if path.name.endswith(STEPS):
-                steps = load_steps(path)
-            else:
-                steps, columns = score_recording(path, args.step, network, training)
-            recording = steps.recording
-            base = folder / flatten_path(recording)
-            found = find_detections(steps, rules)
-            utils.save_text(f"{base}.txt", format_audacity(found))
-            if args.raven:
-                text = format_raven(found, training.features.fmin, training.features.highest)
-                utils.save_text(f"{base}.Table.1.selections.txt", text)
-            if not path.name.endswith(STEPS):
+    scored = {}  # from recording to Steps, for --truth
+    try:
+        for path in paths:
+            try:
+                steps, columns = read_steps(path, args.step, network, training)
+                recording = steps.recording
+                if recording in detections:
+                    raise UserError(f"{path}: {recording} is given twice; leave one out")
+            except UserError as error:
+                errors[path] = error
+                continue
+            if args.truth:
+                scored[recording] = steps
+            detections[recording] = find_detections(steps, rules)
+            base = str(folder / flatten_path(recording))
+            write_labels(base, recording, detections[recording], training.features, args.raven)
+            if columns is not None:
                 utils.save_csv(f"{base}{STEPS}", list_steps(steps))
-                plot_recording(Path(f"{base}.{args.format}"), columns, steps.times[-1], found,
-                               training)
-            if args.cut:
-                cut_recording(recording, {recording: found}, args.cut)
-        except UserError as error:
-            errors[path] = error
-            continue
-        scored[recording] = steps
-        detections[recording] = found
-        noun = "detection" if len(found) == 1 else "detections"
-        say(f"{recording}: {steps.times[-1]:.1f} s, {len(found)} {noun}")
+                plot_recording(Path(f"{base}.{args.format}"), columns, steps.times[-1],
+                               detections[recording], training)
+    finally:  # after Ctrl-C too
+        if detections:
+            utils.save_csv(folder / "detections.csv", list_detections(detections))
 
-    rows = [[recording, f"{event.start:.3f}", f"{event.end:.3f}", event.label,
-             f"{event.confidence:.4f}"]
-            for recording, found in sorted(detections.items()) for event in found]
-    utils.save_csv(folder / "detections.csv",
-                   [["file", "start", "end", "class", "confidence"], *rows])
-    counts = Counter(row[3] for row in rows)
-    say(f"Detections at threshold {rules.threshold:.4g}: {len(rows)}"
+    counts = Counter(event.label for found in detections.values() for event in found)
+    say(f"Detections at threshold {rules.threshold:.4g}: {counts.total()}"
         + "".join(f", {name} {n}" for name, n in counts.most_common()))
+    if args.cut:
+        errors |= cut_detections(detections, args.cut)
     if args.truth:
-        truth, missing = read_labels(args.truth, list(scored), args.column)
-        errors |= missing
-        if truth:
-            write_scores(folder, scored, truth, rules, args.format)
-    say(f"Wrote {folder}")
+        truth, wrong = read_labels(args.truth, list(scored), args.column)
+        errors |= wrong
+        write_scores(folder, scored, truth, rules, args.format)
+    if detections:
+        say(f"Wrote {folder}")
     return utils.name_skipped(errors)
 
 

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from utils import UserError
 
-EXTENSION = re.compile(r"^[^.].*\.(txt|csv|tsv)$", re.IGNORECASE)  # of tables in a folder
+# Tables in a folder; detect.py writes others, which hold no events of a single recording.
+IN_FOLDER = re.compile(r"^(?!\.|.*\.steps\.csv$|(detections|scores)\.csv$).*\.(txt|csv|tsv)$",
+                       re.IGNORECASE)
 COLUMNS = {  # names in lower case; the first that a table has counts
     "start": ("start", "begin time (s)"),
     "end": ("end", "end time (s)"),
@@ -48,7 +50,7 @@ def read_labels(tables, recordings, column=None):
 
     tables: paths of tables, and of folders of them. recordings: paths of sounds. column: the
     column of labels. Returns a dict from each recording with a table to its sorted Events, and a
-    dict of UserErrors, by table, "table:line" or "table: recording".
+    dict of UserErrors. The key of a wrong row is (recording, "table:line").
     """
     by_name = {}
     for path in recordings:
@@ -74,7 +76,7 @@ def read_labels(tables, recordings, column=None):
             event = make_event(row)
             recording = found.get(row.get("file", own_name))
             if not 0 <= event.start <= event.end < math.inf:
-                errors[f"{table}:{line}"] = UserError(
+                errors[recording, f"{table}:{line}"] = UserError(
                     f"{table}, line {line}: expected start and end in seconds, found "
                     f"{row['start'] or 'none'} and {row['end'] or 'none'}; correct them")
             elif recording:
@@ -88,7 +90,7 @@ def list_tables(paths, errors):
     tables = {}
     for path in paths:
         found = map(Path, utils.walk_files(path)) if path.is_dir() else [path]
-        found = [file for file in found if file == path or EXTENSION.search(file.name)]
+        found = [file for file in found if file == path or IN_FOLDER.search(file.name)]
         if not found:
             errors[path] = UserError(f"{path}: holds no tables; name another folder")
         tables |= dict.fromkeys(found)
@@ -164,10 +166,12 @@ def find_recording(name, table, by_name):
             found.append(path)
     if len(found) > 1:
         found = [path for path in found if path.parent == table.parent] or found
-    if len(found) != 1:
-        problem = "may be " + " or ".join(map(str, found)) if found else "is no recording given"
-        raise UserError(f"{table}: {name or 'an empty name'} {problem}; name the recording, and "
-                        "its folder and extension in the table")
+    if not found:
+        raise UserError(f"{table}: found no recording named {name or 'by an empty cell'}; add it "
+                        "to the recordings, or correct the name")
+    if len(found) > 1:
+        raise UserError(f"{table}: {name} may be {' or '.join(map(str, found))}; name its folder "
+                        "and extension in the table")
     return found[0]
 
 

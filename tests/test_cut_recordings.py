@@ -95,7 +95,7 @@ def test_a_recording_beside_its_table_is_meant_and_else_its_folder_is_needed(rea
     table = "file,start,end,label\n../{}/c.wav,1,2,x\n"
     assert read(**{"r/l.csv": table.format("s")}) == ({"s/c.wav": [Event(1, 2, "x")]}, [])
     events, (error,) = read(**{"l.csv": table.format("elsewhere")})
-    assert not events and "l.csv: ../elsewhere/c.wav is no recording given" in error
+    assert not events and "l.csv: found no recording named ../elsewhere/c.wav" in error
 
 
 def test_bad_tables_and_rows_are_named_and_the_others_read(read):
@@ -110,7 +110,7 @@ def test_bad_tables_and_rows_are_named_and_the_others_read(read):
     assert "a.txt, line 7: expected start and end in seconds, found 5 and none" in errors[5]
     assert found[6:10] == ["no.txt", "b.txt", "b.wav", "bo.b.csv, line 2"]
     assert "found 5; quote cells that hold a comma" in errors[9]
-    assert [error for error in errors if "c.csv: no is no recording given" in error]
+    assert [error for error in errors if "c.csv: found no recording named no" in error]
     assert found[-1] == "huge.csv, line 1" and "field limit" in errors[-1]
 
 
@@ -172,7 +172,7 @@ def test_events_and_background_equal_the_recording(cut, monkeypatch, name, rate,
                              "7.1\t8.05\tx\n")
     status, said = cut(name, "--labels", "a.txt", "--out", "S")
     assert not status and not said.err
-    assert "which are cut both: 1, such as x and y z at 1.250 s of a." in said.out
+    assert "each of which is cut: 1, such as x and y z at 1.250 s of a." in said.out
     spans = {"x/a_0000.000": (0, 0.1), "x/a_0001.000": (1.0003, 1.5), "x/a_0005.000": (5, 5.00001),
              "x/a_0007.100": (7.1, 8), "y z/a_0001.250": (1.25, 3.5),
              "_background/a_0005.500": (5.50001, 6.50001)}
@@ -209,7 +209,10 @@ def test_second_run_does_what_is_missing_and_never_overwrites(cut):
     Path("S/y/a_0005.000.flac").unlink()
     _, said = cut(".", "--labels", ".", "--out", "S")
     assert f"S: 1 sounds written, {len(names) - 1} kept" in said.out and list_cut() == names
-    assert Path("S/x/a_0001.000.flac").read_bytes() == b"mine"
+    assert Path("S/x/a_0001.000.flac").read_bytes() == b"mine" and "two classes" not in said.out
+    Path("a.txt").write_text("1\t2\tz\n5\t6\ty\n")  # a corrected label
+    _, said = cut(".", "--labels", ".", "--out", "S")
+    assert "Sounds in two classes, after a change of the tables: 1, such as S/z/a_0001" in said.out
 
 
 def test_mistakes_are_named_and_the_rest_is_done(cut):
@@ -230,14 +233,26 @@ def test_mistakes_are_named_and_the_rest_is_done(cut):
         "a.wav: point at 4.000 s: is a point", "a.wav: beyond at 19.000 s: ends after",
         "a.wav: after at 20.010 s: ends after", "a.wav: x at 2.000 s: begins with another event",
         "sub/A.flac: has the name of a.wav", "9.wav: FLAC cannot hold", "bad.wav: expected a sound",
-        "l.csv: none is no recording given", "gone.wav: no such file"]
+        "l.csv: found no recording named none", "gone.wav: no such file"]
     for text in expected:
         assert sum(line.startswith(f"skipped {text}") for line in lines) == 1, text
     assert n_skipped == len(lines) == len(expected)
-    assert "Recordings without a table, left out: 2, such as alone.wav" in said.out
+    assert "Recordings without a table, left out: 1, such as alone.wav" in said.out
     made = {name for name in list_cut() if not re.match(r"_background/a_00(0[6-9]|1)", name)}
     assert made == {"_background/a_0000.000.flac", "_background/a_0005.000.flac",
                     "x/a_0002.000.flac"}
+
+
+def test_no_background_is_cut_where_rows_are_wrong_and_lonely_classes_are_named(cut):
+    for name in "ab":
+        write_recording(f"{name}.wav")
+    Path("a.txt").write_text("1\t2\tx\n9\t6\tx\n")  # the second may be anywhere
+    Path("b.txt").write_text("1\t2\tx\n5\t6\ty\n")
+    status, said = cut(".", "--labels", ".", "--out", "S")
+    assert status == 1 and "a.txt, line 2: expected start and end" in said.err
+    assert "errors in their tables, which give no background: 1" in said.out
+    assert "In one recording only: _background, y. Training" in said.out
+    assert {name[:14] for name in list_cut() if "_background" in name} == {"_background/b_"}
 
 
 def test_memory_does_not_grow_with_the_recording(cut, tmp_path):
@@ -246,7 +261,8 @@ def test_memory_does_not_grow_with_the_recording(cut, tmp_path):
         write_recording("a.wav", seconds, 16000)
         events = {Path("a.wav"): [Event(k, k + 0.5, "x") for k in range(0, seconds, 10)]}
         tracemalloc.start()
-        done = cut_recordings.cut_recording(Path("a.wav"), events, tmp_path / f"{seconds}", 1)
+        done = cut_recordings.cut_recording(Path("a.wav"), events, tmp_path / f"{seconds}",
+                                            {Path("a.wav"): 1})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert not done.errors and done.n_written > seconds / 10
@@ -259,7 +275,8 @@ def test_the_command_cuts_what_the_scripts_train_with(tmp_path):
         (tmp_path / f"{name}.txt").write_text("1\t2\tx\n4\t5\ty\n")
     script = "examples/cut_recordings.py"
     said = run(script, ".", "--labels", ".", "--out", "My samples", cwd=tmp_path).stdout
-    assert re.search(r"Class +sounds  seconds\n_background +\d+ .*\nx +4      4\.0\ny +4 ", said)
+    head = r"Class +sounds  seconds  recordings\n"
+    assert re.search(head + r"_background +\d+ .*\nx +4      4\.0 +4\n", said)
     following = f"Next: python {ROOT}/preprocess_data.py --samples 'My samples'"
     assert following in said
     groups = re.search(r"train_network.py --groups '(.*?)' --samples", said)[1]

@@ -672,11 +672,17 @@ def test_weights_without_threshold_say_why_and_what_to_do(trained):
         with pytest.raises(utils.UserError, match=f"auto: no threshold for 95 %: .*{reason}"):
             models.find_threshold("auto", training)
     assert models.find_threshold(0.5, training) == 0.5
-    training.classes[0] = "unknown"
-    for threshold in (0.5, "auto"):
-        with pytest.raises(utils.UserError, match="the weights have a class named unknown"):
-            models.find_threshold(threshold, training)
     assert models.find_threshold(0, training) == 0
+
+
+def test_weights_with_a_class_named_unknown_take_no_threshold(trained, evaluate, tmp_path):
+    network, training = models.load_network(trained / "weights.keras")
+    training.classes[-1] = "unknown"
+    models.save_network(network, training, tmp_path / "w.keras")
+    sound = trained / "Samples/low/00.wav"
+    evaluate(tmp_path, sound, "--weights", "w.keras")
+    with pytest.raises(utils.UserError, match="has a class named unknown"):
+        evaluate(tmp_path, sound, "--weights", "w.keras", "--threshold", 0.5)
 
 
 def test_new_sounds_of_any_rate_and_channels_are_classified_and_bad_ones_named(
