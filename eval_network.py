@@ -12,11 +12,13 @@ each sound; mistakes.csv; and pictures of the curves, the confusion matrix and t
 import argparse
 import base64
 import dataclasses
+import filecmp
 import io
 import math
 import os
 import platform
 import re
+import shutil
 import sys
 import warnings
 from collections import Counter
@@ -44,6 +46,7 @@ MAX_SOUND_BYTES = 22e6  # of all sounds on the page, so that it can be mailed
 MP3_RATES = 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000  # Hz
 MP3_BITS = 2.2  # for a sample of noise; other sounds take fewer
 MAX_CURVES = 21  # classes that colours and dashes can tell apart
+MAX_COPIES = 1000  # of different sounds of one name in a folder
 MAX_CELLS = 72  # classes whose counts are legible in a confusion matrix
 # Okabe and Ito's colours, for the colour-blind. Their yellow is invisible on white.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
@@ -78,6 +81,8 @@ def parse_args():
                         help="evaluate all networks of train_network.py --folds together")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="write the probabilities of new sounds to this table")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR",
+                        help="copy new sounds into DIR/class/, and unknown ones into DIR/unknown/")
     add_threshold(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="evaluate on this labelled "
                         "folder of sounds or spectrograms, and write to Results/DIR/")
@@ -89,7 +94,8 @@ def parse_args():
     if args.folds and (args.sounds or args.data):
         parser.error("--folds: scores only the test sounds of the folds; leave out "
                      f"{'--data' if args.data else 'the new sounds'}")
-    for flag, value in (("--csv", args.csv), ("--threshold", args.threshold)):
+    for flag, value in (("--csv", args.csv), ("--copy-to", args.copy_to),
+                        ("--threshold", args.threshold)):
         if value and not args.sounds:
             parser.error(f"{flag}: no new sounds given; name sounds or folders")
     return args
@@ -824,43 +830,69 @@ def read_sounds(paths, settings, errors):
             yield path, spectrogram
 
 
-def classify(places, weights, threshold, csv):
+def copy_sound(path, folder):
+    """Copy a sound into a folder without replacing another one. Returns the path of the copy.
+
+    If its name is taken, the names of the folders above come before it, and then a number behind.
+    A copy of an earlier run stays.
+    """
+    names = [path.name, flatten_path(path)]
+    names += [f"{path.stem}_{k}{path.suffix}" for k in range(2, MAX_COPIES)]
+    for target in map(folder.joinpath, names):
+        if not target.exists():
+            with utils.whole_file(target) as temporary:
+                shutil.copy2(path, temporary)
+            return target
+        if filecmp.cmp(path, target, shallow=False):
+            return target
+    raise UserError(f"{path}: {MAX_COPIES} others in {folder} have its name; rename it")
+
+
+def classify(places, weights, threshold, csv, copy_to=None):
     """Print the classes of new sounds. Returns how many were skipped.
 
     places: paths of sounds, and of folders of them. threshold: the confidence below which a sound
-    is unknown, or "auto". csv: path of a table for the probabilities, or None.
+    is unknown, or "auto". csv: path of a table for the probabilities, or None. copy_to: a folder
+    for copies of the sounds, in subfolders named by their classes, or None.
     """
+    for place in places if copy_to else ():
+        if place.is_dir():
+            utils.check_outside("--copy-to", copy_to, place)
     utils.check_weights_path(weights)
     import models  # loads Keras
     paths, errors = list_sounds(places)
-    network, training = models.load_network(weights)
-    threshold = models.find_threshold(threshold, training)
-    classes = training.classes
-    if models.UNKNOWN in classes and (threshold or any(map(utils.is_background, classes))):
+    classifier = models.Classifier(weights, threshold)
+    classes = classifier.classes
+    has_unknown = classifier.threshold or any(map(utils.is_background, classes))
+    if has_unknown and models.UNKNOWN in classes:
         raise UserError(f"{weights}: has a class named {models.UNKNOWN}, which sounds of low "
                         "confidence and of background would join; rename its folder and train "
                         "again")
     path_width = max((len(str(path)) for path in paths), default=0)
     class_width = max(map(len, classes))
-    rows = [["file", "predicted", *classes]]
-    sounds = read_sounds(paths, training.features, errors)
+    rows = [["file", "predicted", *classes, *(["copy"] if copy_to else [])]]
+    sounds = read_sounds(paths, classifier.training.features, errors)
     try:
-        for path, p in models.predict_sounds(network, sounds, training.temperature):
+        for path, p in classifier.score(sounds):
             first, second = np.argsort(-p)[:2]
-            predicted = models.choose_class(p, classes, threshold)
+            predicted = classifier.name(p)
             note = "" if predicted == classes[first] else f"  {predicted}"
             say(f"{path!s:{path_width}}  {classes[first]:{class_width}} {p[first]:.4f}"
                 f"  {classes[second]:{class_width}} {p[second]:.4f}{note}")
             rows.append([path, predicted, *(f"{value:.6f}" for value in p)])
+            if copy_to:
+                rows[-1].append(copy_sound(path, copy_to / predicted))
     finally:  # after Ctrl-C too
         if csv:
             utils.save_csv(csv, rows)
     n = len(rows) - 1
     if n > 1:
         counts = Counter(row[1] for row in rows[1:]).most_common()
-        note = f" at threshold {threshold:g}" if threshold else ""
+        note = f" at threshold {classifier.threshold:g}" if classifier.threshold else ""
         say("", f"Predicted for {n} sounds{note}: "
                 + ", ".join(f"{name} ({count})" for name, count in counts))
+    if copy_to:
+        say(f"Copied into {copy_to}")
     return utils.name_skipped(errors)
 
 
@@ -895,7 +927,7 @@ def main():
     """Classify new sounds, or evaluate on test sounds. Returns how many were skipped."""
     args = parse_args()
     if args.sounds:
-        return classify(args.sounds, args.weights, args.threshold, args.csv)
+        return classify(args.sounds, args.weights, args.threshold, args.csv, args.copy_to)
     samples = args.data or args.samples
     preproc = args.data or args.preproc
     results = args.results / flatten_path(args.data) if args.data else args.results

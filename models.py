@@ -29,10 +29,14 @@ from utils import (
     Hyperparameters,
     Split,
     UserError,
+    check_samples,
     check_types,
     check_weights_path,
     class_of,
+    convert_blocks,
     is_background,
+    log_mel_spectrogram,
+    sound_to_spectrogram,
     to_power,
     whole_file,
 )
@@ -611,6 +615,52 @@ def explain_no_threshold(n):
     return f"the confident ones of the {n} validation sounds hold too many mistakes"
 
 
+class Classifier:
+    """A trained network, ready for new sounds.
+
+    classifier = Classifier("weights.keras")
+    classifier.predict(y, sample_rate)  # or: classifier.predict("kick.wav")
+    """
+
+    def __init__(self, weights="weights.keras", threshold=0):
+        """threshold: the confidence below which a sound is unknown, or "auto". Raises UserError."""
+        self.network, self.training = load_network(weights)
+        self.classes = self.training.classes  # names, in the order of the probabilities
+        self.threshold = find_threshold(threshold, self.training)
+
+    def predict(self, sounds, sample_rate=None):
+        """Predict the probability of each class. [shape=(n_classes,), of a list (n, n_classes)]
+
+        sounds: the path of a sound, or samples as in utils.check_samples; or a list of these.
+        sample_rate: of samples, in Hz. Raises UserError for a file, ValueError for samples.
+        """
+        some = sounds if isinstance(sounds, list) else [sounds]
+        spectrograms = ((k, self.compute(sound, sample_rate)) for k, sound in enumerate(some))
+        rows = np.array([row for _, row in self.score(spectrograms)])
+        return rows.reshape(-1, len(self.classes)) if isinstance(sounds, list) else rows[0]
+
+    def compute(self, sound, sample_rate):
+        """The spectrogram of one sound. The arguments are those of predict."""
+        settings = self.training.features
+        if isinstance(sound, (str, os.PathLike)):
+            return sound_to_spectrogram(sound, "", settings)
+        y = check_samples(sound, sample_rate)
+        return log_mel_spectrogram(convert_blocks([(y, sample_rate)], settings), settings)
+
+    def score(self, sounds):
+        """Yield (name, probabilities), calibrated, for pairs of a name and a spectrogram."""
+        yield from predict_sounds(self.network, sounds, self.training.temperature)
+
+    def name(self, probabilities):
+        """Name the most probable class, or UNKNOWN. probabilities: [shape=(n_classes,)].
+
+        It is unknown if its probability is below the threshold, or if it is a background class.
+        """
+        name = self.classes[probabilities.argmax()]
+        is_known = probabilities.max() >= self.threshold and not is_background(name)
+        return name if is_known else UNKNOWN
+
+
 def find_threshold(threshold, training):
     """Find the confidence below which a sound is unknown.
 
@@ -624,16 +674,6 @@ def find_threshold(threshold, training):
         raise UserError(f"--threshold auto: no threshold for {TARGET} %: {reason}; add sounds and "
                         "train again, or name a number, such as --threshold 0.9")
     return training.threshold
-
-
-def choose_class(probabilities, classes, threshold):
-    """Choose the most probable class [shape=(n_classes,)]. Returns its name, or UNKNOWN.
-
-    It is unknown if its probability is below the threshold, or if it is a background class.
-    """
-    name = classes[probabilities.argmax()]
-    is_known = probabilities.max() >= threshold and not is_background(name)
-    return name if is_known else UNKNOWN
 
 
 def validate_network(network, spectrograms, training):

@@ -738,6 +738,35 @@ def choose_settings(samples, names, sample_rate=None, **given):
     return default_settings(sample_rate, **given)
 
 
+def check_samples(y, sample_rate):
+    """Check samples from a program. Returns float32 [shape=(n_samples, n_channels)], full scale 1.
+
+    y: float, or integers of 16 or 32 bits [shape=(n_samples,), (n_samples, n_channels) as from
+    soundfile, or (n_channels, n_samples) as from librosa]. The longer axis is time. sample_rate:
+    Hz. Raises ValueError.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in "fi" or y.ndim not in (1, 2):
+        raise ValueError(f"expected samples (n,), (n, channels) or (channels, n), as floats or "
+                         f"signed integers, found {y.dtype} of shape {y.shape}")
+    if not y.size:
+        raise ValueError(f"no samples: the shape is {y.shape}")
+    if y.ndim == 1:
+        y = y[:, None]
+    elif len(y) < y.shape[1]:
+        y = y.T
+    elif len(y) == y.shape[1] > 1:
+        raise ValueError(f"shape {y.shape}: either axis may be time; give more samples")
+    if not sample_rate or not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise ValueError(f"expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, found "
+                         f"{sample_rate}")
+    scale = 2.0 ** (1 - 8 * y.itemsize) if y.dtype.kind == "i" else 1
+    y = np.asarray(y * np.float32(scale), np.float32)
+    if not np.abs(y).max() < 1e9:
+        raise ValueError("samples hold NaN, infinity or values beyond 1e9")
+    return y
+
+
 def choose_channels(y, channels):
     """Average the channels of a sound, or keep several of them.
 

@@ -136,12 +136,12 @@ def keep_columns(blocks, size, columns):
         yield block
 
 
-def score_recording(path, step_seconds, network, training):
+def score_recording(path, step_seconds, classifier):
     """Score a recording step by step. Memory hardly grows with its length.
 
     Returns Steps, and the spectrogram for the pictures [shape=(n_mels, n_columns)] in dB.
     """
-    import models
+    training = classifier.training
     settings = training.features
     rate = settings.sample_rate / settings.hop_length  # frames a second
     step = max(1, round(step_seconds * rate) if step_seconds else training.n_frames // 4)
@@ -154,7 +154,7 @@ def score_recording(path, step_seconds, network, training):
     probabilities = []
     with utils.progress_bar(str(path), count_steps(path, settings, step)) as move_bar:
         sounds = cut_steps(blocks, step, training.n_frames)
-        for (_, end), row in models.predict_sounds(network, sounds, training.temperature):
+        for (_, end), row in classifier.score(sounds):
             frames.append(end)
             probabilities.append(row.astype(np.float32))
             move_bar(len(probabilities))
@@ -162,15 +162,15 @@ def score_recording(path, step_seconds, network, training):
     if step <= training.n_frames // 2:  # neighbouring windows overlap: their mean is steadier
         probabilities = scipy.ndimage.convolve1d(probabilities, [0.25, 0.5, 0.25], axis=0)
     probabilities = probabilities.round(4)  # as in the table of steps
-    steps = Steps(path, np.array(frames) / rate, probabilities, training.classes)
+    steps = Steps(path, np.array(frames) / rate, probabilities, classifier.classes)
     return steps, np.concatenate(columns, axis=1)
 
 
-def read_steps(path, step_seconds, network, training):
+def read_steps(path, step_seconds, classifier):
     """Read a table of steps, or score a recording. Returns as score_recording; None for a table."""
     if path.name.endswith(STEPS):
         return load_steps(path), None
-    return score_recording(path, step_seconds, network, training)
+    return score_recording(path, step_seconds, classifier)
 
 
 def list_steps(steps):
@@ -451,8 +451,9 @@ def main():
     check_names([path for path in paths if not path.name.endswith(STEPS)])
     utils.check_weights_path(args.weights)
     import models  # loads Keras
-    network, training = models.load_network(args.weights)
-    rules = Rules(models.find_threshold(args.threshold, training), args.gap, args.min_length)
+    classifier = models.Classifier(args.weights, args.threshold)
+    training = classifier.training
+    rules = Rules(classifier.threshold, args.gap, args.min_length)
     note_no_background(args.weights, training.classes)
 
     folder = args.results / "detections"
@@ -461,7 +462,7 @@ def main():
     try:
         for path in paths:
             try:
-                steps, columns = read_steps(path, args.step, network, training)
+                steps, columns = read_steps(path, args.step, classifier)
                 recording = steps.recording
                 if recording in detections:
                     raise UserError(f"{path}: {recording} is given twice; leave one out")

@@ -53,6 +53,8 @@ def main():
 
     utils.save_json(args.model.with_suffix(".json"), {
         "classes": training.classes,
+        "background": [name for name in training.classes if utils.is_background(name)],
+        "threshold": training.threshold,
         "features": dataclasses.asdict(training.features),
         "amin": utils.AMIN,
         "top_db": utils.TOP_DB,

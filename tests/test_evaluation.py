@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -259,8 +260,9 @@ def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
 
 
 def test_sound_of_the_very_confidence_of_the_threshold_is_known():
+    classifier = mock.Mock(classes=["a", "b"], threshold=0.7)
     rows = [0.9, 0.1], [0.3, 0.7], [0.4, 0.6]
-    found = [models.choose_class(np.array(row), ["a", "b"], 0.7) for row in rows]
+    found = [models.Classifier.name(classifier, np.array(row)) for row in rows]
     assert found == ["a", "b", models.UNKNOWN]
 
 

@@ -1,6 +1,7 @@
 """The examples that export the network, and use it without Keras."""
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import soundfile
 from conftest import ROOT, SAMPLE_RATE, load_json, made_once, one_line, run, tone
 
 import models
-import utils
+
+sys.path.insert(0, str(ROOT / "examples"))
+import classify_onnx
 
 
 @pytest.fixture
@@ -20,25 +23,25 @@ def exported(trained, tmp_path_factory, tmp_path):
     return shutil.copytree(made_once(tmp_path_factory, "exported", make), tmp_path / "exported")
 
 
-def classify(folder, name):
-    """What the example prints of a sound."""
-    return run("examples/classify_onnx.py", "model.onnx", name, cwd=folder).stdout
+def predict(folder, *names):
+    """The probabilities of sounds from the example's class."""
+    classifier = classify_onnx.Classifier(folder / "model.onnx")
+    return [classifier.predict(folder / name) for name in names]
 
 
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44100])
 def test_exported_network_gives_the_same_scores_without_keras(trained, exported, rate):
-    network, _ = models.load_network(trained / "weights.keras")
-    info = load_json(exported / "model.json")
+    classifier = models.Classifier(trained / "weights.keras")
     rng = np.random.default_rng(3)
     y = tone(rng, 600 * SAMPLE_RATE / rate, 2 * rate / SAMPLE_RATE)  # some windows long
     y = y + rng.normal(0, 0.05, 2 * rate)
     soundfile.write(exported / "new.wav", np.stack([y, 0.5 * y], axis=1), rate)
-    lines = classify(exported, "new.wav").splitlines()
-    found = {line.split()[1]: float(line.split()[0]) for line in lines}
-    settings = utils.FeatureSettings(**info["features"])
-    sound = utils.sound_to_spectrogram("new.wav", exported, settings)
-    (_, expected), = models.predict_sounds(network, [("new", sound)], info["temperature"])
-    assert found == pytest.approx(dict(zip(info["classes"], expected)), abs=1e-4)
+    expected = classifier.predict(exported / "new.wav")
+    np.testing.assert_allclose(predict(exported, "new.wav")[0], expected, atol=1e-4)
+    lone = classify_onnx.Classifier(exported / "model.onnx")
+    assert lone.classes == classifier.classes
+    samples, _ = soundfile.read(exported / "new.wav", dtype="int16")
+    np.testing.assert_allclose(lone.predict(samples, rate), expected, atol=1e-4)
     source = (ROOT / "examples/classify_onnx.py").read_text()
     ours = ("keras", "librosa", "utils", "models", "eval_network")
     assert not any(f"import {name}" in source for name in ours)
@@ -50,7 +53,8 @@ def test_example_classifies_a_flac_of_unknown_length_and_a_single_sample(exporte
     data = bytearray((exported / "known.flac").read_bytes())
     data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # the number of samples is in 36 bits
     (exported / "unknown.flac").write_bytes(data)
-    assert classify(exported, "unknown.flac") == classify(exported, "known.flac")
+    known, unknown = predict(exported, "known.flac", "unknown.flac")
+    np.testing.assert_array_equal(known, unknown)
 
     info = load_json(exported / "model.json")
     info["features"]["n_fft"] += 1  # odd, with as many bins
@@ -58,8 +62,9 @@ def test_example_classifies_a_flac_of_unknown_length_and_a_single_sample(exporte
     soundfile.write(exported / "silent.wav", np.zeros(9), SAMPLE_RATE)
     soundfile.write(exported / "click.wav", [0.5], SAMPLE_RATE)
     soundfile.write(exported / "tick.wav", [0.5], 192000)  # of which resampling leaves nothing
-    silent = classify(exported, "silent.wav")
-    assert classify(exported, "tick.wav") == silent != classify(exported, "click.wav")
+    silent, tick, click = predict(exported, "silent.wav", "tick.wav", "click.wav")
+    np.testing.assert_array_equal(tick, silent)
+    assert np.abs(click - silent).max() > 1e-6
 
 
 def test_what_the_example_cannot_read_is_one_line(exported):
@@ -68,12 +73,35 @@ def test_what_the_example_cannot_read_is_one_line(exported):
     soundfile.write(exported / "nan.wav", [0.1, np.nan], SAMPLE_RATE, subtype="FLOAT")
     shutil.copy(exported / "model.json", exported / "text.json")
     for model, name, words in (
-            ("model.onnx", ".", ".: is a folder; name a file"),
-            ("model.onnx", "text.wav", "text.wav: cannot be read as a sound: Error opening"),
-            ("model.onnx", "none.wav", "none.wav: holds no samples; name another sound"),
-            ("model.onnx", "nan.wav", "nan.wav: holds NaN, infinity or values beyond 1e9"),
+            ("model.onnx", "gone.wav", "gone.wav: not found; correct the path"),
+            ("model.onnx", "text.wav", "skipped text.wav: cannot be read as a sound: Error"),
+            ("model.onnx", "none.wav", "skipped none.wav: holds no samples; name another sound"),
+            ("model.onnx", "nan.wav", "skipped nan.wav: expected samples"),
             ("text.wav", "none.wav", "text.wav: is not an ONNX network from export_model.py")):
         assert one_line("examples/classify_onnx.py", model, name, cwd=exported).startswith(words)
+
+
+def test_example_classifies_folders_and_knows_background(exported):
+    (exported / "new").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(exported / f"new/{name}.wav", tone(np.random.default_rng(0), 200),
+                        SAMPLE_RATE)
+    said = run("examples/classify_onnx.py", "model.onnx", "new", "new/a.wav", cwd=exported).stdout
+    lines = said.splitlines()
+    assert [line.split()[0] for line in lines] == ["new/a.wav", "new/b.wav", "new/a.wav"]
+    info = load_json(exported / "model.json")
+    assert info["background"] == [] and "unknown" not in said
+    info["background"] = [lines[0].split()[1]]
+    (exported / "model.json").write_text(json.dumps(info))
+    said = run("examples/classify_onnx.py", "model.onnx", "new/a.wav", cwd=exported).stdout
+    assert said == f"{lines[0]}  unknown\n"
+
+
+def test_help_of_the_example_needs_no_onnxruntime(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('it is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "kick.wav" in run("examples/classify_onnx.py", "--help", cwd=tmp_path).stdout
+    assert "it is missing" in one_line("examples/classify_onnx.py", "m.onnx", ".", cwd=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*Interpreter is deprecated")
