@@ -13,6 +13,7 @@ skips what is in results.csv.
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ SETS = {  # folder, pattern of the group, classes, sample rate in Hz, share of t
 }
 BED = "boiling-water clean-dishes frying-pan water-flowing".split()  # classes of kitchen20
 TEST_SHARE = 1 / 3  # of the groups
+ARMS = "plain", "background"  # folders of trainings
 LEVELS = 20, 13, 7, 0  # dB from the bed up to the events
 SECONDS = 180  # of a recording
 GAP = 2.0  # seconds between events, in the mean
@@ -122,46 +124,48 @@ def link(paths, folder, name=None):
 
 def prepare(data, work, name, seed):
     """Make the sounds and recordings of a set, once."""
-    if (work / "recordings").exists():
+    if work.exists():
         return
     trained, tested = list_set(data, name, seed)
     beds, test_beds = list_beds(data, seed)
-    link(trained, work / "clips/Samples")
-    link(trained, work / "background/Samples")
-    link(beds, work / "background/Samples", "_background")
-    link(tested, work / "tested")
+    unfinished = work.with_name(f"{work.name}-unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for arm in ARMS:
+        link(trained, unfinished / arm / "Samples")
+    link(beds, unfinished / "background/Samples", "_background")
+    link(tested, unfinished / "tested")
     rng = np.random.default_rng(seed)
     for level in LEVELS:
-        make_recording(work / f"unfinished/{level}.wav", tested, test_beds, level, SETS[name][3],
-                       rng)
-    (work / "unfinished").rename(work / "recordings")
+        path = unfinished / f"recordings/{level}.wav"
+        make_recording(path, tested, test_beds, level, SETS[name][3], rng)
+    unfinished.rename(work)
 
 
-def score(work, name, seed, flags):
-    """Train in `work`, and score sounds and recordings. Returns a dict of percents."""
-    run = [sys.executable, ROOT / "preprocess_data.py", "--sample-rate", SETS[name][3]]
-    call(work, run)
-    call(work, [sys.executable, ROOT / "train_network.py", "--fresh", "--seed", seed,
-                "--groups", SETS[name][1], *flags])
-    call(work, [sys.executable, ROOT / "eval_network.py", "--data", "../tested"])
-    metrics = json.loads((work / "Results/tested/metrics.json").read_text())
-    call(work, [sys.executable, ROOT / "examples/detect.py", "../recordings", "--truth",
-                "../recordings"])
-    rows = utils.read_csv(work / "Results/detections/scores.csv")
-    f1 = {row["threshold"]: float(row["f1"]) for row in rows if row["class"] == "all"}
-    scores = {"accuracy": metrics["accuracy"], "f1": f1["0.5"], "best f1": max(f1.values())}
-    rules = detect.Rules(0.5, 0, 0)
+def train(folder, name, seed, flags):
+    """Train in `folder`, and score separate sounds. Returns the accuracy."""
+    call(folder, [sys.executable, ROOT / "preprocess_data.py", "--sample-rate", SETS[name][3]])
+    call(folder, [sys.executable, ROOT / "train_network.py", "--fresh", "--seed", seed,
+                  "--groups", SETS[name][1], *flags])
+    call(folder, [sys.executable, ROOT / "eval_network.py", "--data", "../tested"])
+    return json.loads((folder / "Results/tested/metrics.json").read_text())["accuracy"]
+
+
+def score_recordings(folder):
+    """Detect with the weights in `folder`. Returns a dict of F1 over all events."""
+    call(folder, [sys.executable, ROOT / "examples/detect.py", "../recordings", "--truth",
+                  "../recordings"])
+    rows = utils.read_csv(folder / "Results/detections/scores.csv")
+    f1 = {row["threshold"]: float(row["f1"]) for row in rows if row["class"] == "all classes"}
+    scores = {"f1": f1["0.5"], "best f1": max(f1.values())}
     for level in LEVELS:
-        table = work / f"Results/detections/recordings_{level}.wav{detect.STEPS}"
-        steps = detect.load_steps(table)
-        truth, _ = label_tables.read_labels([work.parent / f"recordings/{level}.txt"],
-                                            [work.parent / f"recordings/{level}.wav"])
-        (events,) = truth.values()
+        path = folder.parent / f"recordings/{level}.wav"
+        steps = detect.load_steps(folder / f"Results/detections/recordings_{path.name}.steps.csv")
+        truth, _ = label_tables.read_labels([path.with_suffix(".txt")], [path])
+        found = {path: detect.find_detections(steps, detect.Rules(0.5, 0, 0))}
         classes = [name for name in steps.classes if not utils.is_background(name)]
-        counts = detect.score_detections({0: detect.find_detections(steps, rules)}, {0: events},
-                                         classes)
+        counts = detect.score_detections(found, truth, classes)
         scores[f"f1 at {level} dB"] = detect.measure_counts(counts.sum(axis=0))[2]
-    return {key: round(100 * value, 1) for key, value in scores.items()}
+    return scores
 
 
 def main():
@@ -177,12 +181,14 @@ def main():
         for name in SETS:
             work = args.work.resolve() / f"{name}{seed}"
             prepare(args.data.resolve(), work, name, seed)
-            for samples in ("clips", "background"):
-                row = {"label": args.label, "set": name, "seed": seed, "samples": samples}
+            for arm in ARMS:
+                row = {"label": args.label, "set": name, "seed": seed, "training": arm}
                 rows = utils.read_csv(results)
                 if any(all(old[key] == str(row[key]) for key in row) for old in rows):
                     continue
-                row |= score(work / samples, name, seed, flags)
+                scores = {"accuracy": train(work / arm, name, seed, flags)}
+                scores |= score_recordings(work / arm)
+                row |= {key: round(100 * value, 1) for key, value in scores.items()}
                 utils.save_csv(results, [list(row), *(old.values() for old in rows), row.values()])
                 print(*row.values(), flush=True)
 
