@@ -130,7 +130,7 @@ MUTATIONS = [
     Mutation("windows hold all of the background", "main",
              "models.choose_n_frames(of_classes)", "models.choose_n_frames(lengths)",
              "detect never_detected"),
-    Mutation("background is louder than the sounds", "add_background",
+    Mutation("background is louder than the sounds", "Batches.add_background",
              "find_level(window) - find_level(background) - rng.uniform(*BACKGROUND_RANGE)",
              "find_level(window) - find_level(background) + rng.uniform(*BACKGROUND_RANGE)",
              "models background"),
