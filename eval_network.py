@@ -8,6 +8,7 @@ each sound; mistakes.csv; and pictures of the curves, the confusion matrix and t
     python eval_network.py --folds
     python eval_network.py kick.wav folder/
     python eval_network.py kick.wav folder/ --threshold auto
+    python eval_network.py folder/ --copy-to Sorted
 """
 import argparse
 import base64
