@@ -15,6 +15,7 @@ import base64
 import dataclasses
 import filecmp
 import io
+import itertools
 import math
 import os
 import platform
@@ -467,8 +468,8 @@ def print_report(report, mistakes):
             f"({mistake.confidence:.3f})")
     if len(mistakes) > MAX_LISTED:
         say(f"  and {len(mistakes) - MAX_LISTED} more in mistakes.csv")
-    kinds = Counter(mistake.kind for mistake in mistakes)
     if any(map(utils.is_background, report["classes"])):
+        kinds = Counter(mistake.kind for mistake in mistakes)
         say(f"Background: {kinds['missed, ']} sounds of the classes are predicted as background, "
             f"{kinds['false alarm, ']} of background as a class")
     if n_doubtful := sum(mistake.is_doubtful for mistake in mistakes):
@@ -837,9 +838,9 @@ def copy_sound(path, folder):
     If its name is taken, the names of the folders above come before it, and then a number behind.
     A copy of an earlier run stays.
     """
-    names = [path.name, flatten_path(path)]
-    names += [f"{path.stem}_{k}{path.suffix}" for k in range(2, MAX_COPIES)]
-    for target in map(folder.joinpath, names):
+    numbered = (f"{path.stem}_{k}{path.suffix}" for k in range(2, MAX_COPIES))
+    for name in itertools.chain([path.name, flatten_path(path)], numbered):
+        target = folder / name
         if not target.exists():
             with utils.whole_file(target) as temporary:
                 shutil.copy2(path, temporary)

@@ -649,7 +649,7 @@ class Classifier:
 
     def score(self, sounds):
         """Yield (name, probabilities), calibrated, for pairs of a name and a spectrogram."""
-        yield from predict_sounds(self.network, sounds, self.training.temperature)
+        return predict_sounds(self.network, sounds, self.training.temperature)
 
     def name(self, probabilities):
         """Name the most probable class, or UNKNOWN. probabilities: [shape=(n_classes,)].

@@ -9,6 +9,7 @@ Writes to Results/detections/:
     dawn.wav.txt         labels for Audacity (File, Import, Labels)
     dawn.wav.steps.csv   the probabilities of each step, for another run with other thresholds
     dawn.wav_000.png     a picture of the first half hour, and so on
+    scores.csv, .png     with --truth: precision, recall and F1 at all thresholds
 
     python examples/detect.py dawn.wav dusk/
     python examples/detect.py Results/detections/dawn.wav.steps.csv --threshold 0.8
@@ -438,7 +439,7 @@ def cut_detections(detections, folder):
     for recording, found in detections.items():
         if found and recording not in errors:
             try:
-                cut_recording(recording, detections, folder, {})
+                errors |= cut_recording(recording, detections, folder, {}).errors
             except UserError as error:
                 errors[recording] = error
     return errors
