@@ -34,10 +34,10 @@ import scipy
 import utils
 from utils import AMIN, TOP_DB, UserError, say, shown
 
-# Of the correctness of sounds in one group, before any are seen. See benchmarks/README.md.
-CORRELATION = 0.3
 N_BINS = 15  # of confidence, for the calibration error of Guo 2017
 MAX_LISTED = 20  # mistakes that are printed
+MAX_GROUPS = 5  # that are printed, those of the lowest accuracy
+MIN_RECALL = 0.5  # of a class whose labels may be in doubt
 PLOTS = "roc_curves", "precision_recall", "confusion_matrix", "reliability", "coverage"
 MAX_CARDS = 300  # mistakes on the page, and correct examples; each takes 5 kB
 N_EXAMPLES = 3  # of each class
@@ -114,9 +114,7 @@ def list_fold_weights(weights):
     tested = set()
     for k, path in enumerate(paths, 1):
         training = models.load_training(path)
-        # The number of epochs may follow from the sounds, which differ.
-        is_same = (training.classes == first.classes
-                   and training.settings() == first.settings() | {"epochs": training.epochs}
+        is_same = (training.classes == first.classes and training.settings() == first.settings()
                    and training.split.contents.keys() == first.split.contents.keys())
         is_fold = training.fold == [k, n_folds] and tested.isdisjoint(training.split.test)
         if not (is_same and is_fold):
@@ -165,14 +163,6 @@ def note_known_sounds(folder, spectrograms, split):
     if n_known:
         say(f"{folder}: training used {n_known} of these {len(spectrograms)} sounds; the scores on "
             "them say nothing about new ones")
-
-
-def find_groups(names, training):
-    """Find the group of each sound, a string: of test sounds as the split had it, else by name."""
-    known = dict(zip(training.split.test, training.split.test_groups))
-    pattern = training.flags.get("--groups")
-    pattern = pattern and re.compile(pattern)
-    return [known.get(name) or utils.find_group(name, pattern) for name in names]
 
 
 @dataclasses.dataclass
@@ -227,7 +217,7 @@ def score_sounds(network, training, spectrograms):
     raw = np.stack([row for _, row in utils.show_progress(rows, len(names), "Scoring")])
     return Predictions(names, models.class_indices(names, training.classes),
                        models.apply_temperature(raw, training.temperature), raw,
-                       find_groups(names, training), training.classes)
+                       training.find_groups(names), training.classes)
 
 
 def pool_folds(folds):
@@ -294,27 +284,27 @@ def measure_classes(predictions):
             "average_precision": average_precision}
 
 
+def measure_groups(predictions):
+    """Count the sounds of each group, and how many are right. Returns dicts, worst group first."""
+    names, index, sizes = np.unique(predictions.groups, return_inverse=True, return_counts=True)
+    n_right = np.bincount(index, predictions.is_right)
+    order = np.argsort(n_right / sizes, kind="stable")
+    return [{"group": str(names[i]), "sounds": int(sizes[i]), "accuracy": n_right[i] / sizes[i]}
+            for i in order]
+
+
 def compute_interval(is_right, groups):
     """Compute the 95 % interval of the accuracy on new groups. Returns [low, high].
 
     is_right: bool [shape=(n,)]. groups: the group of each sound. It is Wilson's interval for n /
-    inflation independent sounds, with the t quantile of the number of groups. The inflation is how
-    many times as much the number of right sounds varies as that of independent sounds would (the
-    design effect of Kish 1965, never below 1). One more sound that varies by CORRELATION is
-    counted in, for groups that are all right say nothing about it.
+    inflation independent sounds, with the t quantile of the number of groups.
     """
-    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    import models
     n = len(is_right)
-    n_groups = len(sizes)
-    share = np.mean(is_right)
-    if n_groups == n:
-        return np.stack(wilson_interval(share, n)).tolist()
-    deviations = np.bincount(groups, is_right) - share * sizes  # (n_groups,)
-    variance = (deviations**2).sum() * n_groups / max(1, n_groups - 1)
-    expected = 1 + CORRELATION * ((sizes**2).sum() / n - 1)
-    inflation = max(1, (variance + expected) / (n * share * (1 - share) + 1))
-    quantile = scipy.stats.t.ppf(0.975, max(1, n_groups - 1))
-    return np.stack(wilson_interval(share, n / inflation, quantile)).tolist()
+    n_groups = len(set(groups))
+    inflation = models.measure_inflation(is_right, groups)
+    quantile = 1.96 if n_groups == n else scipy.stats.t.ppf(0.975, max(1, n_groups - 1))
+    return np.stack(wilson_interval(np.mean(is_right), n / inflation, quantile)).tolist()
 
 
 def wilson_interval(share, n, quantile=1.96):
@@ -395,9 +385,11 @@ def find_doubtful(predictions):
     """Find labels that may be wrong, by confident learning (Northcutt, Jiang and Chuang 2021).
 
     The limit of a class is its mean probability over the sounds with that label. A class is likely
-    for a sound if its probability reaches the limit. A label is doubtful if the prediction is wrong
-    and the most probable likely class is another one. The network must not have learned from the
-    sounds. Returns bool [shape=(n_sounds,)].
+    for a sound if its probability reaches the limit. A label may be wrong if the prediction is
+    wrong, the most probable likely class is another one, and half of its class is recognised. The
+    margin between the confidence and the probability of the label estimates the chance of that. As
+    many labels are doubtful as the margins add up to, those of the largest margins. The network
+    must not have learned from the sounds. Returns bool [shape=(n_sounds,)].
     """
     y = predictions.y
     probabilities = predictions.probabilities
@@ -406,7 +398,13 @@ def find_doubtful(predictions):
         limits[k] = probabilities[y == k, k].mean()
     is_likely = probabilities >= limits
     likeliest = np.where(is_likely, probabilities, -1).argmax(axis=1)
-    return is_likely.any(axis=1) & (likeliest != y) & ~predictions.is_right
+    recall = np.diag(predictions.counts) / np.maximum(1, predictions.support)
+    is_candidate = (is_likely.any(axis=1) & (likeliest != y) & ~predictions.is_right
+                    & (recall[y] >= MIN_RECALL))
+    margins = np.where(is_candidate, predictions.confidence - probabilities[range(len(y)), y], 0)
+    is_doubtful = np.zeros(len(y), bool)
+    is_doubtful[np.argsort(-margins, kind="stable")[:round(margins.sum())]] = True
+    return is_doubtful
 
 
 def choose_mistakes(mistakes):
@@ -484,7 +482,8 @@ def print_report(report, mistakes):
             say("", "Threshold  coverage  accuracy",
                 "{:>9}  {:>8}  {:>8}  {}".format(*values, origin))
         else:
-            say("", f"No threshold for {models.TARGET} %: {models.explain_no_threshold(n)}")
+            say("", f"No threshold for {models.TARGET} %: {report['no_threshold']}")
+    print_groups(report["groups"])
     low, high = report["accuracy_95"]
     noun = "sound" if report["n_test"] == 1 else "sounds"
     basis = f" over {report['n_groups']} groups" if report["n_groups"] < report["n_test"] else ""
@@ -493,6 +492,21 @@ def print_report(report, mistakes):
             f"macro AUC {format_decimals(report['macro_auc'])} on {report['n_test']} {noun}",
         f"Calibration error {report['calibration_error']:.4f}, before calibration "
         f"{report['uncalibrated']['calibration_error']:.4f}")
+    if report["log_loss"] > report["uncalibrated"]["log_loss"]:
+        say(f"Calibration made the probabilities worse: log loss {report['log_loss']:.4f}, before "
+            f"calibration {report['uncalibrated']['log_loss']:.4f}")
+
+
+def print_groups(groups):
+    """Print the groups of the lowest accuracy. groups: as from measure_groups."""
+    if not groups:
+        return
+    width = max(len(row["group"]) for row in groups[:MAX_GROUPS])
+    say("", f"{'Group':{width}}  sounds  accuracy, lowest first")
+    for row in groups[:MAX_GROUPS]:
+        say(f"{row['group']:{width}}  {row['sounds']:6}  {row['accuracy']:8.4f}")
+    if len(groups) > MAX_GROUPS:
+        say(f"and {len(groups) - MAX_GROUPS} more in metrics.json")
 
 
 def print_folds(folds):
@@ -910,8 +924,9 @@ def describe_training(training):
     """Describe the calibration and the numbers of sounds of a Training, for metrics.json."""
     split = training.split
     return {"temperature": training.temperature,
-            "n_train": len(split.train) + len(split.validation),  # sounds and copies
-            "n_validation": len(split.validation)}
+            "n_train": len({*split.train, *split.validation}),  # sounds and copies
+            "n_validation": len(split.validation),
+            "no_threshold": None if training.threshold else training.explain_no_threshold()}
 
 
 def describe_run(training, samples):
@@ -942,6 +957,9 @@ def main():
     n_skipped = 0
     for path in list_fold_weights(args.weights) if args.folds else [args.weights]:
         network, training = models.load_network(path)
+        if training.is_mean and not args.data:
+            raise UserError(f"{path}: learned from all sounds, so none are left to test it; "
+                            "--folds tests the networks that it is the mean of")
         source = utils.find_source(samples, preproc, training.features)
         check_known_classes(source, training, path, None if args.data else places)
         if args.data:
@@ -973,6 +991,7 @@ def main():
             "folds": []}
     report |= describe_run(training, samples)
     mistakes = list_mistakes(predictions)
+    report["groups"] = measure_groups(predictions) if "--groups" in training.flags else []
     print_report(report, mistakes)
 
     # Write tables, pictures and the page.

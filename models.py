@@ -34,6 +34,7 @@ from utils import (
     check_weights_path,
     class_of,
     convert_blocks,
+    find_group,
     is_background,
     log_mel_spectrogram,
     sound_to_spectrogram,
@@ -71,7 +72,7 @@ TRAINING_FILE = "training.json"
 # Keras builds only these parts of our networks from a weights file. Others could run code.
 SAFE_CLASSES = frozenset(
     "None Functional __keras_tensor__ DTypePolicy InputLayer Normalization Reshape Permute Conv2D "
-    "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense "
+    "BatchNormalization ReLU ELU AveragePooling2D MaxPooling2D Flatten Dropout Dense Average "
     "GlorotUniform Zeros Ones AdamW Adadelta CosineDecay".split())
 MAX_FRAMES = 256  # frames in a window, 3 s at 44.1 kHz; longer sounds are cut into several windows
 STEPS_PER_ROOT = 12  # number of steps = this times the square root of the number of frames
@@ -79,6 +80,11 @@ UNKNOWN = "unknown"  # the prediction where the confidence is below the threshol
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 # In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
 CONFIDENCE = 0.99
+# Of the correctness of sounds in one group, before any are seen. See benchmarks/README.md.
+CORRELATION = 0.3
+# Of the best temperatures on test sounds: the median, and the spread of the logarithm.
+USUAL_TEMPERATURE = 0.7
+TEMPERATURE_SPREAD = 0.3
 TARGET = 95  # the accuracy in percent for which training chooses a threshold
 SCORED_AT_ONCE = 64  # windows in a batch of predictions
 MIN_STEPS = 60  # in an epoch; a small data set is repeated to fill them
@@ -131,6 +137,23 @@ class Training:
     def threshold(self):
         """The threshold that --threshold auto stands for, or None."""
         return self.history[-1].get("threshold") if self.history else None
+
+    def find_groups(self, names):
+        """Find the group of each sound: of test sounds as the split had it, else by its name."""
+        known = dict(zip(self.split.test, self.split.test_groups))
+        pattern = self.flags.get("--groups")
+        pattern = pattern and re.compile(pattern)
+        return [known.get(name) or find_group(name, pattern) for name in names]
+
+    @property
+    def is_mean(self):
+        """Whether the network is the mean of those of a cross-validation."""
+        return self.fold is None and not {"--folds", "--folds-by"}.isdisjoint(self.flags)
+
+    def explain_no_threshold(self):
+        """Explain why there is no threshold."""
+        inflation = self.history[-1].get("inflation", 1.0) if self.history else 1.0
+        return explain_no_threshold(len(self.split.validation), inflation)
 
     @property
     def n_steps(self):
@@ -240,6 +263,16 @@ def extend_network(network, n_classes):
     """The backbone of a trained network with a new last layer for n_classes classes."""
     head = layers.Dense(n_classes, activation="softmax", name="head")
     return keras.Model(network.input, head(network.layers[-2].output))
+
+
+def average_networks(networks):
+    """A network that predicts the mean of what others predict for the same windows."""
+    inputs = keras.Input(networks[0].input_shape[1:])
+    outputs = []
+    for k, network in enumerate(networks, 1):
+        network.name = f"fold{k}"  # the names in a network differ
+        outputs.append(network(inputs))
+    return keras.Model(inputs, layers.Average()(outputs))
 
 
 def compile_network(network, training):
@@ -562,15 +595,14 @@ def apply_temperature(probabilities, temperature):
 def fit_temperature(labels, probabilities):
     """The temperature that fits probabilities to labels best (Guo 2017).
 
-    Both [shape=(n_sounds, n_classes)], labels one-hot. One more sound of unknown class is added.
-    Otherwise a few correct predictions alone would make every prediction certain (Platt 1999).
+    Both [shape=(n_sounds, n_classes)], labels one-hot. Few sounds leave it near USUAL_TEMPERATURE.
+    Otherwise a few correct predictions alone would make every prediction certain.
     """
-    targets = (len(labels) * labels + 1 / labels.shape[1]) / (len(labels) + 1)
-
-    def log_loss(log_temperature):
+    def loss(log_temperature):
         calibrated = apply_temperature(probabilities, np.exp(log_temperature))
-        return -(targets * np.log(calibrated)).sum()
-    best = scipy.optimize.minimize_scalar(log_loss, bounds=(-3, 3), method="bounded")
+        deviation = (log_temperature - math.log(USUAL_TEMPERATURE)) / TEMPERATURE_SPREAD
+        return deviation**2 / 2 - np.log(calibrated[labels > 0]).sum()
+    best = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
     return float(np.exp(best.x))
 
 
@@ -589,29 +621,51 @@ def measure_coverage(y, probabilities):
     return confidence[order][is_last], counts / len(y), n_right[is_last] / counts
 
 
-def choose_threshold(y, probabilities):
+def measure_inflation(is_right, groups):
+    """Measure how much more the number of right sounds varies than that of independent sounds.
+
+    is_right: bool [shape=(n,)]. groups: the group of each sound. It is the design effect of Kish
+    1965, never below 1. One more sound that varies by CORRELATION is counted in, for groups that
+    are all right say nothing about it.
+    """
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    n = len(is_right)
+    n_groups = len(sizes)
+    if n_groups == n:
+        return 1.0
+    share = np.mean(is_right)
+    deviations = np.bincount(groups, is_right) - share * sizes  # (n_groups,)
+    variance = (deviations**2).sum() * n_groups / max(1, n_groups - 1)
+    expected = 1 + CORRELATION * ((sizes**2).sum() / n - 1)
+    return max(1.0, float((variance + expected) / (n * share * (1 - share) + 1)))
+
+
+def choose_threshold(y, probabilities, inflation=1.0):
     """Choose the lowest threshold at or above which TARGET % of the predictions are right.
 
-    The arguments are those of measure_coverage. The lower limit of the accuracy must reach TARGET
-    (Clopper and Pearson 1934, one-sided, at CONFIDENCE). At least one sound in twenty is below
-    the threshold: a new sound may be of none of the classes, even if all validation sounds are
-    right. Returns None if no threshold is high enough, or if there are too few sounds.
+    Other arguments are those of measure_coverage. The lower limit of the accuracy must reach TARGET
+    (Clopper and Pearson 1934, one-sided, at CONFIDENCE). As many sounds as `inflation` count as one
+    independent sound. At least one sound in twenty is below the threshold: a new sound may be of
+    none of the classes, even if all validation sounds are right. Returns None if no threshold is
+    high enough, or if there are too few sounds.
     """
     thresholds, coverage, accuracies = measure_coverage(y, probabilities)
     n = np.round(coverage * len(y))
-    n_right = np.round(accuracies * n)
+    n_right = np.round(accuracies * n) / inflation
+    n = n / inflation
     # The probability that as many or more of n are right, if the accuracy were no higher.
     chance = scipy.special.betainc(n_right, n - n_right + 1, TARGET / 100)
     is_enough = (chance <= 1 - CONFIDENCE) & (coverage <= KEPT_SHARE)
     return float(thresholds[is_enough][-1]) if is_enough.any() else None
 
 
-def explain_no_threshold(n):
-    """Explain why n validation sounds gave no threshold."""
+def explain_no_threshold(n, inflation=1.0):
+    """Explain why n validation sounds gave no threshold. inflation: as in choose_threshold."""
     n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(TARGET / 100))  # without a mistake
     n_least = math.ceil(n_right / KEPT_SHARE)
-    if n < n_least:
-        return f"too few validation sounds ({n}; at least {n_least} are needed)"
+    if n < inflation * n_least:
+        note = f", which share groups and count as {n / inflation:.0f}" if inflation > 1 else ""
+        return f"too few validation sounds ({n}{note}; at least {n_least} are needed)"
     return f"the confident ones of the {n} validation sounds hold too many mistakes"
 
 
@@ -670,30 +724,37 @@ def find_threshold(threshold, training):
     if threshold != "auto":
         return threshold
     if training.threshold is None:
-        reason = explain_no_threshold(len(training.split.validation))
+        reason = training.explain_no_threshold()
         raise UserError(f"--threshold auto: no threshold for {TARGET} %: {reason}; add sounds and "
                         "train again, or name a number, such as --threshold 0.9")
     return training.threshold
 
 
 def validate_network(network, spectrograms, training):
-    """Score whole validation sounds, and calibrate by them.
-
-    Returns the loss, accuracy, temperature and threshold, or {} if there are no such sounds.
-    """
+    """Score whole validation sounds, and calibrate by them. Returns what calibrate returns."""
     names = training.split.validation
     if not names:
         return {}
     sounds = ((name, spectrograms[name]) for name in names)
     probabilities = np.stack([row for _, row in predict_sounds(network, sounds)])
-    labels = one_hot(names, training.classes)  # (n_sounds, n_classes)
+    return calibrate(names, probabilities, training.classes, training.find_groups(names))
+
+
+def calibrate(names, probabilities, classes, groups):
+    """Calibrate by sounds that were not learned. probabilities: [shape=(n_sounds, n_classes)].
+
+    groups: the group of each sound. Returns a dict of the loss, accuracy, temperature, inflation
+    (see measure_inflation) and, if there is one, the threshold.
+    """
+    labels = one_hot(names, classes)  # (n_sounds, n_classes)
     y = labels.argmax(axis=1)
     losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
     is_right = probabilities.argmax(axis=1) == y
+    inflation = measure_inflation(is_right, groups)
     temperature = fit_temperature(labels, probabilities)
-    threshold = choose_threshold(y, apply_temperature(probabilities, temperature))
+    threshold = choose_threshold(y, apply_temperature(probabilities, temperature), inflation)
     scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),
-              "temperature": temperature}
+              "temperature": temperature, "inflation": inflation}
     return scores if threshold is None else scores | {"threshold": threshold}
 
 

@@ -28,6 +28,8 @@ from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, original
 
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
+N_DRAWS = 32  # splits that are tried
+MAX_DEVIATION = 0.5  # of the numbers of sounds from the shares, in all classes together
 MAX_FOLDS = 1000
 MAX_TWINS = 12  # spectrograms taken for one recording; in a large class, a quarter of it
 MAX_LINES = 40  # of the table of classes
@@ -63,6 +65,9 @@ def load_earlier(weights, settings):
     if earlier.features != settings:
         raise UserError(f"--weights {weights}: expected spectrograms made with {earlier.features}, "
                         f"found {settings}; preprocess with the settings of the weights")
+    if earlier.is_mean:
+        raise UserError(f"--weights {weights}: is the mean of several networks; name one of them, "
+                        f"such as {utils.fold_path(weights, 1)}")
     return earlier
 
 
@@ -300,9 +305,33 @@ def match_groups(group, test, copies):
 def hold_out(group, copies, share, salt):
     """Choose about `share` of each class, in whole groups. Returns a set of names.
 
-    group: dict from each sound to its group. The groups are ordered by a hash of their names, so
-    that a new sound moves few others. A group is taken if that brings the classes closer to the
-    share, and leaves at least one recording in each class.
+    group: dict from each sound to its group. Of N_DRAWS draws, it is the first that has sounds of
+    the most classes, and is near the shares if any is. A later draw is taken only where large
+    groups spoil the first, so that a new sound moves few others.
+    """
+    wanted = count_recordings(group, copies)
+    pairs = {(class_of(name), key) for name, key in group.items()}
+    n_groups = Counter(name for name, _ in pairs)
+    best = len(wanted) + 1, True  # worse than any draw
+    for k in range(N_DRAWS):
+        drawn = draw_groups(group, copies, share, f"{salt}/{k}" if k else salt)
+        counts = count_recordings(drawn, copies)
+        excess = sum(abs(counts[name] - max(1, share * n)) for name, n in wanted.items())
+        is_far = excess > MAX_DEVIATION * share * wanted.total()
+        n_bare = sum(not counts[name] for name in wanted if n_groups[name] > 1)
+        if (n_bare, is_far) < best:
+            best = n_bare, is_far
+            held_out = drawn
+        if best == (0, False):
+            break
+    return held_out
+
+
+def draw_groups(group, copies, share, salt):
+    """Draw about `share` of each class, in whole groups. Returns a set of names.
+
+    The groups are ordered by a hash of their names. A group is taken if that brings the classes
+    closer to the share, and leaves at least one recording in each class.
     """
     members = {}
     for name, key in group.items():
@@ -448,6 +477,20 @@ def choose_split(groups, contents, copies, seed, test=None, held_out=None, earli
                  seen, learned)
 
 
+def join_splits(splits):
+    """Join the Splits of all folds. Their networks together learned from all that one of them did.
+
+    The test sounds of the folds are its validation sounds. A single split stays as it is.
+    """
+    if len(splits) == 1:
+        return splits[0]
+    train = sorted({name for split in splits for name in split.train})
+    tested = sorted({name for split in splits for name in split.test})
+    unused = sorted(splits[0].contents.keys() - {*train, *tested})
+    return dataclasses.replace(splits[0], train=train, validation=tested, test=[], unused=unused,
+                               test_groups=[])
+
+
 def note_suggested_groups(group, copies):
     """Print a --groups that the names of the sounds suggest, if there is one."""
     sounds = originals(group, copies)
@@ -480,11 +523,10 @@ class Places(NamedTuple):
                       self.tensorboard and self.tensorboard / f"fold{k}")
 
 
-def list_folds(places):
-    """List the weights and checkpoints of all folds of an earlier cross-validation."""
-    folds = [places.of_fold(k) for k in range(1, MAX_FOLDS + 1)]
-    paths = [path for fold in folds for path in (fold.save, fold.checkpoint)]
-    return [path for path in paths if path.exists()]
+def list_written(places, has_folds):
+    """List the paths of the weights and checkpoints that a training run writes."""
+    folds = [places.of_fold(k) for k in range(1, MAX_FOLDS + 1)] if has_folds else []
+    return [path for some in (places, *folds) for path in (some.save, some.checkpoint)]
 
 
 def describe_changes(earlier, training):
@@ -557,9 +599,8 @@ def print_training(training, network, device):
     for subset, of_class in zip(SUBSETS, counts):
         bare = [name for name in training.classes if not of_class[name]]
         if bare and of_class:
-            is_chosen = (training.fold or training.weights
-                         or (subset == "test" and "--test" in training.flags))
-            remedy = "" if is_chosen else "; another --seed splits differently"
+            is_chosen = training.fold or training.weights or "--test" in training.flags
+            remedy = "; --folds tests all sounds" if subset == "test" and not is_chosen else ""
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
     if n_background := sum(utils.is_background(class_of(name)) for name in training.split.train):
         say(f"Background: {n_background} sounds; training windows get some at random levels")
@@ -601,6 +642,52 @@ def train_network(training, spectrograms, places, weights=None, n_devices=1, is_
         places.checkpoint.unlink(missing_ok=True)
     say(f"{places.save}: {format_scores(training.history[-1])}",
         f"Training took {time.monotonic() - began:.0f} s")
+
+
+def train_folds(training, splits, spectrograms, places, weights=None, n_devices=1):
+    """Train a network for each split, and save the mean of them, with the Training of all.
+
+    The mean is calibrated by the test sounds of each network. Other arguments: see train_network.
+    """
+    import models
+    networks = []
+    rows = []  # the last epoch of each network
+    predicted = []  # pairs of a name and its probabilities
+    for k, split in enumerate(splits, 1):
+        say("", f"Fold {k} of {len(splits)}")
+        fold = dataclasses.replace(training, fold=[k, len(splits)], split=split, history=[])
+        own = places.of_fold(k)
+        if not is_finished(own, fold):
+            train_network(fold, spectrograms, own, weights, n_devices)
+        models.keras.utils.clear_session()  # frees the network
+    for k, split in enumerate(splits, 1):
+        network, fold = models.load_network(places.of_fold(k).save)
+        networks.append(network)
+        rows.append({**fold.history[-1], "seconds": sum(row["seconds"] for row in fold.history)})
+        sounds = ((name, spectrograms[name]) for name in split.test)
+        predicted += utils.show_progress(models.predict_sounds(network, sounds), len(split.test),
+                                         f"Scoring fold {k}")
+    names, probabilities = zip(*predicted)
+    groups = [group for split in splits for group in split.test_groups]
+    scores = models.calibrate(names, np.stack(probabilities), training.classes, groups)
+    means = {key: float(np.mean([row[key] for row in rows])) for key in ("loss", "accuracy")}
+    training.history.append(means | {"seconds": sum(row["seconds"] for row in rows)} | scores)
+    models.save_network(models.average_networks(networks), training, places.save)
+    if training.threshold is None:
+        note = f"no threshold, for {training.explain_no_threshold()}"
+    else:
+        note = f"threshold {training.threshold:.4f} for {models.TARGET} %"
+    say("", f"{places.save}: the mean of these {len(splits)} networks, for new sounds; {note}")
+
+
+def is_finished(places, training):
+    """Whether a training run is finished. Raises UserError if another one is saved there."""
+    import models
+    if not places.save.exists() or (places.checkpoint.exists() and not training.is_mean):
+        return False
+    check_same_training(places.save, models.load_training(places.save), training)
+    say(f"{places.save}: training on these sounds is finished; --fresh trains again")
+    return True
 
 
 def check_same_training(path, earlier, training):
@@ -739,7 +826,7 @@ def parse_args():
     if args.save.suffix != ".keras":
         parser.error(f"--save {args.save}: use a name that ends in .keras")
     places = Places(args.save, args.results, args.tensorboard)
-    written = list_folds(places) if args.folds or args.folds_by else [args.save, places.checkpoint]
+    written = list_written(places, args.folds or args.folds_by)
     if args.weights and args.weights.resolve() in [path.resolve() for path in written]:
         parser.error(f"--weights {args.weights}: would be replaced; name another file with --save")
     if args.weights and (args.network != "default" or args.layers or args.filters):
@@ -785,32 +872,28 @@ def main():
                 "--folds-by": args.folds_by}
     flags = {flag: getattr(value, "pattern", value) for flag, value in patterns.items() if value}
     weights_hash = args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest()
+    whole = join_splits(splits)
+    lengths = [spectrograms[name].shape[-1] for name in whole.train
+               if not utils.is_background(class_of(name))]  # background may be long
+    n_frames = earlier.n_frames if earlier else models.choose_n_frames(lengths)
+    epochs = args.epochs or max(models.choose_epochs(
+        [spectrograms[name].shape[-1] for name in split.train], hyperparameters.batch_size)
+        for split in splits)
+    training = models.Training(source.classes, source.settings, network, hyperparameters, n_frames,
+                               args.seed, epochs, flags, None, weights_hash, whole)
     places = Places(args.save, args.results, args.tensorboard)
     with utils.claim_file(args.save) if has_folds else contextlib.nullcontext():
         models.choose_devices(args.devices, hyperparameters.batch_size)  # before any file is lost
         if has_folds and args.fresh:  # all at once: the same command without --fresh continues
-            for path in list_folds(places):
-                path.unlink()
-        for k, split in enumerate(splits, 1):
-            lengths = [spectrograms[name].shape[-1] for name in split.train]
-            of_classes = [n for n, name in zip(lengths, split.train)
-                          if not utils.is_background(class_of(name))]  # background may be long
-            n_frames = earlier.n_frames if earlier else models.choose_n_frames(of_classes)
-            training = models.Training(
-                source.classes, source.settings, network, hyperparameters, n_frames, args.seed,
-                args.epochs or models.choose_epochs(lengths, hyperparameters.batch_size),
-                flags, [k, len(splits)] if has_folds else None, weights_hash, split)
-            if has_folds:
-                say("", f"Fold {k} of {len(splits)}")
-            own = places.of_fold(k) if has_folds else places
-            is_fresh = args.fresh and not has_folds
-            if own.save.exists() and not own.checkpoint.exists() and not is_fresh:
-                check_same_training(own.save, models.load_training(own.save), training)
-                say(f"{own.save}: training on these sounds is finished; --fresh trains again")
-                continue
+            for path in list_written(places, has_folds):
+                path.unlink(missing_ok=True)
+        if args.fresh or not is_finished(places, training):
             with models.explain_errors(hyperparameters.batch_size):
-                train_network(training, spectrograms, own, args.weights, args.devices, is_fresh)
-            models.keras.utils.clear_session()  # frees the network
+                if has_folds:
+                    train_folds(training, splits, spectrograms, places, args.weights, args.devices)
+                else:
+                    train_network(training, spectrograms, places, args.weights, args.devices,
+                                  args.fresh)
     utils.say_next("eval_network.py", *(["--folds"] if has_folds else []), samples=args.samples,
                    preproc=args.preproc, results=args.results, weights=args.save)
     return n_bad

@@ -192,10 +192,6 @@ def check_weights_path(path):
     """Raise UserError unless `path` can be a weights file. Runs before the slow import of Keras."""
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "nothing there"
-        fold = fold_path(Path(path), 1)
-        if fold.is_file():
-            raise UserError(f"{path}: found only the weights of folds; name one of them, such as "
-                            f"--weights {fold}; eval_network.py --folds evaluates all of them")
         raise UserError(f"{path}: expected the weights that train_network.py saves, found {found}; "
                         "train first, or name other weights")
     if Path(path).suffix != ".keras":  # Keras would read another format without any check

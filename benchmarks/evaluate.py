@@ -91,7 +91,7 @@ def compare_with_svm():
     network_scores = np.stack([row for _, row in models.predict_sounds(network, sounds)])
     print(f"{'':8} accuracy  balanced  macro F1  macro AUC   of {len(tests)} sounds")
     for label, p in (("SVM", score_svm(svm, x_test)), ("network", network_scores)):
-        groups = eval_network.find_groups(tests, training)
+        groups = training.find_groups(tests)
         report = eval_network.measure_scores(
             eval_network.Predictions(tests, y, p, p, groups, classes))
         print(f"{label:8} {report['accuracy']:8.4f}  {report['balanced_accuracy']:8.4f}  "

@@ -10,10 +10,17 @@ forest: scikit-learn's ExtraTreesClassifier on the mean and deviation of each me
 differences, with the same split. digits leaves out george, then theo. commands is tested on its six
 official speakers (288 sounds), and trained on a tenth of the others (111 sounds).
 
+With --folds K, the sounds that are not for testing are trained on in K folds, and the mean of the
+K networks is tested.
+
     python benchmarks/recipe.py DATA WORK --label before
     python benchmarks/recipe.py DATA WORK --label wider --seeds 3 --filters 24
+    python benchmarks/recipe.py DATA WORK --label "mean of five" --folds 5
 """
 import argparse
+import json
+import re
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -69,6 +76,30 @@ def prepare(data, work):
         call(work / folder, [sys.executable, ROOT / "preprocess_data.py", "--samples",
                              samples[folder]])
     return samples
+
+
+def train_mean(folder, samples, *split, folds):
+    """Train folds on the sounds that a split does not test, and score the mean of their networks.
+
+    Returns the scores, and the seconds of all trainings.
+    """
+    import models
+    script = [sys.executable, ROOT / "train_network.py", "--fresh"]
+    call(folder, [*script, "--samples", samples, "--save", "split.keras", "--epochs", 1, *split])
+    names = models.load_training(folder / "split.keras").split
+    shutil.rmtree(folder / "outer", ignore_errors=True)
+    for part, some in (("Samples", names.train + names.validation), ("Test", names.test)):
+        for name in some:
+            link = folder / "outer" / part / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(samples / name)
+    if "--test" in split:  # it would name sounds that are not there
+        k = split.index("--test")
+        split = split[:k] + split[k + 2:]
+    said = call(folder / "outer", [*script, "--folds", folds, *split])
+    call(folder / "outer", [sys.executable, ROOT / "eval_network.py", "--data", "Test"])
+    scores = json.loads((folder / "outer/Results/Test/metrics.json").read_text())
+    return scores | {"seconds": sum(map(int, re.findall(r"Training took (\d+) s", said)))}
 
 
 def describe(folder, names):
@@ -130,6 +161,7 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--label", required=True, help="the name of this change in the table")
+    parser.add_argument("--folds", type=int, help="test the mean of the networks of K folds")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 (default: 1)")
     args, flags = parser.parse_known_args()  # the others go to train_network.py
     work = args.work.resolve()
@@ -141,9 +173,14 @@ def main():
         for name, (folder, split) in SETS.items():
             if (args.label, name, str(seed)) in done:
                 continue
-            scores = train(work / folder, samples[folder], *split, "--seed", seed, *flags)
-            if ("forest", name, str(seed)) not in done:
-                add_row(results, "forest", name, seed, score_forest(work / folder, seed))
+            place = work / folder, samples[folder]
+            settings = *split, "--seed", seed, *flags
+            if args.folds:
+                scores = train_mean(*place, *settings, folds=args.folds)
+            else:
+                scores = train(*place, *settings)
+                if ("forest", name, str(seed)) not in done:
+                    add_row(results, "forest", name, seed, score_forest(work / folder, seed))
             add_row(results, args.label, name, seed, scores)
     print_table(utils.read_csv(results))
 

@@ -39,9 +39,10 @@ def main():
     network, training = models.load_network(args.weights)
 
     # As constants, for Keras would export tensors as further inputs.
-    normalization = network.layers[1]
-    normalization.mean = models.keras.ops.convert_to_numpy(normalization.mean)
-    normalization.variance = models.keras.ops.convert_to_numpy(normalization.variance)
+    for part in network.layers[1:-1] if training.is_mean else [network]:
+        normalization = part.layers[1]
+        normalization.mean = models.keras.ops.convert_to_numpy(normalization.mean)
+        normalization.variance = models.keras.ops.convert_to_numpy(normalization.variance)
     network(np.zeros((1, *network.input_shape[1:]), np.float32))  # export needs one call before it
     try:
         with utils.whole_file(args.model) as temporary, warnings.catch_warnings(action="ignore"):
@@ -60,11 +61,7 @@ def main():
         "top_db": utils.TOP_DB,
         "mel_filters": list_filters(training.features),
         "n_frames": training.n_frames,
-        "temperature": training.temperature,
-        "normalisation": {
-            "inside_the_network": True,
-            "mean": normalization.mean.ravel().tolist(),
-            "variance": normalization.variance.ravel().tolist()}})
+        "temperature": training.temperature})
     utils.say(f"Wrote {args.model}, {args.model.with_suffix('.json')}")
 
 

@@ -148,9 +148,17 @@ def test_groups_are_those_of_the_split_or_else_of_the_names(trained):
     training = models.load_training(trained / "weights.keras")
     names = training.split.test[:2] + ["a/y-3.wav", "b/y-3.wav"]
     training.split.test_groups[:2] = "12"
-    assert eval_network.find_groups(names, training) == ["1", "2", "a/y-3", "b/y-3"]
+    assert training.find_groups(names) == ["1", "2", "a/y-3", "b/y-3"]
     training.flags["--groups"] = "^[^-]+"
-    assert eval_network.find_groups(names, training) == ["1", "2", "y", "y"]
+    assert training.find_groups(names) == ["1", "2", "y", "y"]
+
+
+def test_groups_are_listed_by_their_accuracy():
+    y = np.zeros(6, int)
+    p = np.eye(2)[[0, 0, 1, 0, 1, 1]]
+    found = eval_network.measure_groups(predictions_of(y, p, groups=[*"aabbcc"]))
+    assert [(row["group"], row["sounds"], row["accuracy"]) for row in found] == [
+        ("c", 2, 0), ("b", 2, 0.5), ("a", 2, 1)]
 
 
 def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evaluate, tmp_path):
@@ -162,11 +170,16 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     assert f"{low:.4f} to\n{high:.4f}, wider if sounds share a speaker" in page
     network, training = models.load_network(trained / "weights.keras")
     training.split = dataclasses.replace(training.split, test_groups=list("aabbcc"))
+    training.flags["--groups"] = "."
     models.save_network(network, training, tmp_path / "w.keras")
     _, said = evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)
     report = load_json(tmp_path / "metrics.json")
     wide_low, wide_high = report["accuracy_95"]
     assert wide_low < low and report["n_groups"] == 3
+    assert {row["group"] for row in report["groups"]} == {*"abc"} and not plain["groups"]
+    worst = report["groups"][0]
+    assert "Group  sounds  accuracy, lowest first\n" in said.out
+    assert f"\n{worst['group']}           2    {worst['accuracy']:.4f}\n" in said.out
     assert f"(95 % interval {wide_low:.4f} to {wide_high:.4f} over 3 groups), bal" in said.out
     assert f"{wide_low:.4f} to\n{wide_high:.4f} over 3 groups.\n" in (
         tmp_path / "report.html").read_text()
@@ -197,8 +210,20 @@ def test_temperature_finds_how_overconfident_probabilities_are_and_mends_it(shar
 def test_a_few_sounds_that_are_all_right_make_nothing_certain():
     labels = np.eye(4)
     p = 0.6 * labels + 0.1
-    mended = models.apply_temperature(p, models.fit_temperature(labels, p))
-    assert 0.7 < mended.max() < 0.9  # four right and one unknown: 4.25 of 5
+    temperature = models.fit_temperature(labels, p)
+    assert 0.5 < temperature < models.USUAL_TEMPERATURE
+    assert 0.7 < models.apply_temperature(p, temperature).max() < 0.95
+
+
+def test_calibration_that_made_the_test_worse_is_said(evaluate, trained, tmp_path):
+    network, training = models.load_network(trained / "weights.keras")
+    said = []
+    for temperature in (1.0, 500.0):
+        training.history[-1]["temperature"] = temperature
+        models.save_network(network, training, tmp_path / "w.keras")
+        said.append(evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)[1])
+    words = "Calibration made the probabilities worse: log loss "
+    assert words not in said[0].out and words in said[1].out
 
 
 def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(trained):
@@ -247,6 +272,11 @@ def test_threshold_needs_as_many_sounds_as_the_message_says():
     assert models.explain_no_threshold(94) == (
         "too few validation sounds (94; at least 95 are needed)")
     assert "too many mistakes" in models.explain_no_threshold(95)
+    assert models.choose_threshold(np.tile(right, 2), np.tile(p, (2, 1)), 2.0) is not None
+    assert models.choose_threshold(np.tile(right, 2)[2:], np.tile(p, (2, 1))[2:], 2.0) is None
+    assert models.explain_no_threshold(180, 2.0) == (
+        "too few validation sounds (180, which share groups and count as 90; at least 95 are "
+        "needed)")
 
 
 def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
@@ -606,10 +636,28 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
         evaluate(tmp_path, "--folds")
 
 
-def test_weights_of_folds_alone_are_named_where_a_network_is_missing(folded):
-    line = one_line("eval_network.py", cwd=folded)
-    assert "weights.keras: found only the weights of folds; name one of them" in line
-    assert "--weights weights-fold1.keras; eval_network.py --folds evaluates all of them" in line
+def test_mean_of_the_folds_is_ready_for_new_sounds_and_calibrated_by_all_tested_ones(folded):
+    classifier = models.Classifier(folded / "weights.keras")
+    folds = [models.Classifier(folded / f"weights-fold{k}.keras") for k in (1, 2)]
+    tested = [name for fold in folds for name in fold.training.split.test]
+    sounds = [folded / "Samples" / name for name in tested]
+    rows = []  # of each fold, before calibration
+    for fold in folds:
+        fold.training.history[-1]["temperature"] = 1.0
+        rows.append(fold.predict(sounds))
+    apart = np.concatenate([rows[0][:15], rows[1][15:]])  # each by the network that tested it
+    temperature = models.fit_temperature(models.one_hot(tested, classifier.classes), apart)
+    assert classifier.training.temperature == pytest.approx(temperature, rel=1e-3)
+    np.testing.assert_allclose(
+        classifier.predict(sounds), models.apply_temperature(np.mean(rows, axis=0), temperature),
+        atol=1e-4)
+    split = classifier.training.split
+    assert set(tested) == set(split.validation) and not split.test
+    learned = set().union(*(fold.training.split.train for fold in folds))
+    assert set(split.train) == learned
+    assert "--folds tests the networks that it is" in one_line("eval_network.py", cwd=folded)
+    assert "is the mean of several networks; name one of them, such as weights-fold1" in one_line(
+        "train_network.py", "--weights", "weights.keras", "--save", "new.keras", cwd=folded)
 
 
 def test_a_fold_without_auc_does_not_hide_the_mean_of_the_others(capsys):

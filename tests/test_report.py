@@ -212,13 +212,18 @@ def test_page_without_mistakes_has_examples_and_no_filter(report, evaluate, tmp_
 # ---------------------------------------------------------------- labels in doubt
 
 def test_labels_in_doubt_are_those_of_confident_learning():
-    y = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    p = np.array([0.9, 0.8, 0.4, 0.1, 0.2, 0.3, 0.55, 0.95])  # of class 0; mean 0.55 and 0.5
-    doubtful = eval_network.find_doubtful(predictions_of(y, np.stack([p, 1 - p], axis=1)))
-    assert doubtful.tolist() == [False] * 2 + [True, True, False, False, True, True]
-    p[6] = 0.52  # more probable than not, but not as probable as a label of this class is
-    doubtful = eval_network.find_doubtful(predictions_of(y, np.stack([p, 1 - p], axis=1)))
-    assert doubtful.tolist() == [False] * 2 + [True, True, False, False, False, True]
+    y = np.array([0] * 4 + [1] * 4)
+
+    def find(*of_zero):
+        p = np.array(of_zero)
+        return eval_network.find_doubtful(predictions_of(y, np.stack([p, 1 - p], axis=1))).nonzero()
+
+    # The means are 0.55 and 0.5. Four labels may be wrong, with margins of 0.2, 0.8, 0.1 and 0.9.
+    assert find(0.9, 0.8, 0.4, 0.1, 0.2, 0.3, 0.55, 0.95)[0].tolist() == [3, 7]
+    # The seventh is more probable than not, but not as probable as a label of this class is.
+    assert find(0.95, 0.9, 0.03, 0.02, 0.01, 0.01, 0.46, 0.52)[0].tolist() == [2, 3]
+    # Of three in four of the second class, the label has less chance than the prediction.
+    assert find(0.9, 0.8, 0.9, 0.1, 0.9, 0.9, 0.9, 0.1)[0].tolist() == [3]
 
 
 def test_labels_in_doubt_are_marked_in_the_table_and_counted(report):

@@ -204,6 +204,22 @@ def test_groups_stay_on_one_side_across_classes_and_few_are_parted_well(n_groups
     assert Counter(map(class_of, sides[2])) == dict.fromkeys("xyz", 4 * sizes[2])
 
 
+def test_groups_are_drawn_again_until_each_class_is_tested_and_a_new_sound_moves_few():
+    rng = np.random.default_rng(0)
+    names = [f"{c}/kit{k}-{i}.wav" for k in range(12) for c in "abcdefgh" if rng.random() < 0.5
+             for i in range(rng.integers(1, 9))]
+    of = {name: find_group(name, re.compile("^[^-]+")) for name in names}
+    n_first, n_moved = [], []
+    for seed in range(10):
+        salt = f"{seed} test"
+        n_first.append(len(set(map(class_of, train_network.draw_groups(of, {}, 0.2, salt)))))
+        test = train_network.hold_out(of, {}, 0.2, salt)
+        assert len(set(map(class_of, test))) == 8
+        more = train_network.hold_out(of | {"a/kit0-99.wav": "kit0"}, {}, 0.2, salt)
+        n_moved.append(len(test ^ more))
+    assert min(n_first) == 6 and np.median(n_moved) <= 1
+
+
 def test_group_cut_by_the_test_expression_goes_to_the_test_side_whole():
     names = [f"{c}/{speaker}-{i}.wav" for c in "ab" for speaker in "klm" for i in range(4)]
     *_, test = subsets(names, test="k-0", groups="^[klm]")

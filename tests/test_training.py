@@ -120,6 +120,7 @@ def test_threshold_is_that_of_calibrated_validation_sounds(train, sounds, monkey
     probabilities = np.stack([row for _, row in predictions])
     y = models.class_indices(names, training.classes)
     expected = models.choose_threshold(y, probabilities)
+    assert training.history[-1]["inflation"] == 1
     assert training.threshold == pytest.approx(expected, abs=1e-5)
 
 
@@ -187,7 +188,7 @@ def test_folds_trained_afresh_and_stopped_are_not_mixed_with_the_earlier_ones(tr
     assert "weights-fold1.keras: training on these sounds is finished" in said
     assert "Continues after epoch 1" in said
     run("eval_network.py", "--folds", cwd=sounds)
-    with pytest.raises(UserError, match="weights-fold1.keras: .*use --fresh to train again"):
+    with pytest.raises(UserError, match="weights.keras: .*--folds .2, now 3.; use --fresh to train again"):
         train("--folds", 3, "--epochs", 2)
 
 
