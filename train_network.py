@@ -365,8 +365,12 @@ def suggest_groups(group, copies):
     """
     stems = {name: stem_of(name).split("/", 1)[1] for name in originals(group, copies)}
     suggested, best, n_best = None, {}, 0
+    is_refused = False
     for pattern in list_patterns(stems.values()):
         parts = find_parts(stems, pattern, group)
+        is_refused |= parts is None
+        if parts is None or (is_refused and pattern.endswith("$")):  # perhaps takes of the refused
+            continue
         n_parts = len({(class_of(name), part) for name, part in parts.items()})
         pairs = {(best.get(name), part.removeprefix(best.get(name, "")))
                  for name, part in parts.items()}
@@ -395,7 +399,7 @@ def find_parts(stems, pattern, group):
 
     They are groups if most names match, recordings share a part within their class, and each class
     has two parts. A first part that is no number, such as a kit, may be shared by classes alone.
-    Two numbers are conditions. Parts that would separate a group, such as twins, are no groups.
+    Two numbers are conditions. Returns None if the parts would separate a group, such as twins.
     """
     matches = zip(stems, map(re.compile(pattern).search, stems.values()))
     parts = {name: match[match.lastindex or 0] for name, match in matches
@@ -404,16 +408,16 @@ def find_parts(stems, pattern, group):
     if len(shared) < 2 or len(parts) < 0.9 * len(stems):
         return {}
     of_class = {(class_of(name), part) for name, part in parts.items()}
-    if min(Counter(name for name, _ in of_class).values()) < 2:
-        return {}
+    counts = Counter(name for name, _ in of_class)
     are_numbers = all(map(str.isdecimal, shared))
     is_first = pattern.startswith("^") and "(" not in pattern
     recordings = {group[name] for name in parts}
     is_rare = len(recordings) < 1.5 * len(shared if is_first and not are_numbers else of_class)
     is_class = all(class_of(name) in re.split("[-/_ ]", part) for name, part in parts.items())
     parts_groups = len({(group[name], part) for name, part in parts.items()}) > len(recordings)
-    is_condition = are_numbers and len(shared) == 2
-    return {} if is_rare or is_class or is_condition or parts_groups else parts
+    if is_rare or is_class or min(counts.values()) < 2 or (are_numbers and len(shared) == 2):
+        return {}
+    return None if parts_groups else parts
 
 
 def list_used(training):

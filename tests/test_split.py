@@ -271,6 +271,13 @@ def test_no_groups_are_suggested_that_part_forty_sounds_from_their_twins(layout,
     assert suggest_groups({name: name for name in special}, {})[0]  # for the names alone
 
 
+def test_takes_are_no_groups_where_two_speakers_share_a_recording():
+    names = [f"{c}/{c}_{s}_{t}.wav" for c in "ab" for s in ("ann", "ben", "cid") for t in range(9)]
+    of = {name: name for name in names}
+    assert suggest_groups(of, {}) == ("^[^_]+_([^_]+)_", ["ann", "ben", "cid"])
+    assert suggest_groups(of | {"a/a_ann_1.wav": "a/a_ben_1.wav"}, {}) == (None, [])
+
+
 # ---------------------------------------------------------------- folds
 
 def folds(names, n_folds=None, by=None, groups=None, seed=0, special=None):
