@@ -410,12 +410,14 @@ def find_parts(stems, pattern, group):
     of_class = {(class_of(name), part) for name, part in parts.items()}
     counts = Counter(name for name, _ in of_class)
     are_numbers = all(map(str.isdecimal, shared))
+    if min(counts.values()) < 2 or (are_numbers and len(shared) == 2):
+        return {}
     is_first = pattern.startswith("^") and "(" not in pattern
     recordings = {group[name] for name in parts}
     is_rare = len(recordings) < 1.5 * len(shared if is_first and not are_numbers else of_class)
     is_class = all(class_of(name) in re.split("[-/_ ]", part) for name, part in parts.items())
     parts_groups = len({(group[name], part) for name, part in parts.items()}) > len(recordings)
-    if is_rare or is_class or min(counts.values()) < 2 or (are_numbers and len(shared) == 2):
+    if is_rare or is_class:
         return {}
     return None if parts_groups else parts
 
