@@ -31,6 +31,7 @@ VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 N_DRAWS = 32  # splits that are tried
 MAX_DEVIATION = 0.5  # of the numbers of sounds from the shares, in all classes together
 MAX_FOLDS = 1000
+ENOUGH_GROUPS = 10  # to split well: two of them are for testing
 MAX_TWINS = 12  # spectrograms taken for one recording; in a large class, a quarter of it
 MAX_LINES = 40  # of the table of classes
 LOG = "training_log.csv"
@@ -383,49 +384,71 @@ def check_groups(group, pattern, copies):
             "of its own")
 
 
-def suggest_groups(names, group=None):
-    """Suggest a --groups for originals whose names share a part, such as a kit or a speaker.
+def suggest_groups(group, copies):
+    """Suggest a --groups if the names of sounds share a part, such as a kit or a speaker.
 
-    group: dict from each sound to its group without the flag, if sounds stay together. The last
-    part of a file name is taken for a running number. Returns the pattern of the part with the most
-    values, or None.
+    group: dict from each sound to its group without the flag. The first pattern that makes groups
+    is taken. If it makes few, such as folds or batches, a later one that makes more replaces it.
+    But if two parts occur in all combinations, as speakers and sentences do, the first stays.
+    Returns the pattern, or None, and the sorted groups.
     """
-    group = group or {name: name for name in names}
-    suggested = None
-    most = 1
-    for separator in "/-_ ":
-        for position in range(4):
-            skipped = f"[^{separator}]+{separator}" * position
-            pattern = f"^{skipped}([^{separator}]+){separator}"
-            n_values = count_groups(names, re.compile(pattern), group)
-            if n_values > most:
-                suggested = pattern
-                most = n_values
-    return suggested
+    stems = {name: stem_of(name).split("/", 1)[1] for name in originals(group, copies)}
+    suggested, best, n_best = None, {}, 0
+    is_refused = False
+    for pattern in list_patterns(stems.values()):
+        parts = find_parts(stems, pattern, group)
+        is_refused |= parts is None
+        if parts is None or (is_refused and pattern.endswith("$")):  # perhaps takes of the refused
+            continue
+        n_parts = len({(class_of(name), part) for name, part in parts.items()})
+        pairs = {(best.get(name), part.removeprefix(best.get(name, "")))
+                 for name, part in parts.items()}
+        n_combinations = len(set(best.values())) * len({rest for _, rest in pairs})
+        if n_parts > n_best and (not best or len(pairs) < n_combinations / 2):
+            suggested, best, n_best = pattern, parts, n_parts
+            if len(set(best.values())) >= ENOUGH_GROUPS:
+                break
+    return suggested, sorted(set(best.values()))
 
 
-def count_groups(names, pattern, group):
-    """Count the values of a pattern, or 0 if they are no groups.
+def list_patterns(stems):
+    """List what to try as --groups: parts from the left, letters and digits, then the last part."""
+    parts = {separator: f"[^{separator[0]}]+" for separator in ("/", "-", "__", "_", " ")
+             if sum(separator in stem for stem in stems) >= 0.9 * len(stems)}
+    yield from (f"^{part}" for part in parts.values())
+    for separator, part in sorted(parts.items(), key=lambda item: min(stems).find(item[0])):
+        yield from (f"^{f'{part}{separator}' * n}({other}){end}"
+                    for n in range(1, 5) for end, other in parts.items())
+    yield from (r"^[A-Za-z]+\d+", "^[A-Za-z]+", r"^\d+")
+    yield from (f"{part}$" for part in parts.values())
 
-    They are groups if most sounds match, several sounds share a value, and each class has at least
-    two values. Numbers that do not repeat within a class are running numbers. Values that would
-    part a group, such as the formats of a recording, are no groups either.
+
+def find_parts(stems, pattern, group):
+    """Find the part of each name that `pattern` matches. Returns {} if the parts are no groups.
+
+    They are groups if most names match, recordings share a part within their class, and each class
+    has two parts. A first part that is no number, such as a kit, may be shared by classes alone.
+    Two numbers are conditions. Returns None if the parts would separate a group, such as twins.
     """
-    values = {}
-    for name in names:
-        if match := pattern.search(name.split("/", 1)[1]):
-            values[name] = match[1]
-    pairs = {(class_of(name), value) for name, value in values.items()}
-    n_of_class = Counter(name for name, _ in pairs)
-    n_values = len(set(values.values()))
-    are_numbers = all(value.isdecimal() for value in values.values())
-    n_shared = len(pairs) if are_numbers else n_values
-    is_rare = len(values) < 0.9 * len(names) or len(values) < 1.5 * n_shared
-    parts_groups = len({(group[name], value) for name, value in values.items()}) > len(
-        {group[name] for name in values})
-    if is_rare or parts_groups or min(n_of_class.values(), default=0) < 2:
-        return 0
-    return n_values
+    matches = zip(stems, map(re.compile(pattern).search, stems.values()))
+    parts = {name: match[match.lastindex or 0] for name, match in matches
+             if match and match[0] != stems[name]}
+    shared = set(parts.values())
+    if len(shared) < 2 or len(parts) < 0.9 * len(stems):
+        return {}
+    of_class = {(class_of(name), part) for name, part in parts.items()}
+    counts = Counter(name for name, _ in of_class)
+    are_numbers = all(map(str.isdecimal, shared))
+    if min(counts.values()) < 2 or (are_numbers and len(shared) == 2):
+        return {}
+    is_first = pattern.startswith("^") and "(" not in pattern
+    recordings = {group[name] for name in parts}
+    is_rare = len(recordings) < 1.5 * len(shared if is_first and not are_numbers else of_class)
+    is_class = all(class_of(name) in re.split("[-/_ ]", part) for name, part in parts.items())
+    parts_groups = len({(group[name], part) for name, part in parts.items()}) > len(recordings)
+    if is_rare or is_class:
+        return {}
+    return None if parts_groups else parts
 
 
 def list_used(training):
@@ -493,14 +516,11 @@ def join_splits(splits):
 
 def note_suggested_groups(group, copies):
     """Print a --groups that the names of the sounds suggest, if there is one."""
-    sounds = originals(group, copies)
-    pattern = suggest_groups(sounds, group)
+    pattern, found = suggest_groups(group, copies)
     if pattern:
-        part = re.match(pattern, sounds[0].split("/", 1)[1])
-        example = f", such as {part[1]}" if part else ""
         flag = shlex.join(["--fresh", "--groups", pattern])
-        say(f"File names share parts{example}. If each is a speaker, kit or recording, this split "
-            f"is too easy; {flag} keeps each in one subset")
+        say(f"File names share parts, such as {found[0]} and {found[1]}. If each is a speaker, kit "
+            f"or recording, this split is too easy; {flag} keeps each in one subset")
 
 
 # ---------------------------------------------------------------- continue, or start again
@@ -547,6 +567,8 @@ def describe_changes(earlier, training):
                           for subset in SUBSETS)
     if has_other_split or earlier.features != training.features:
         now.pop("epochs")  # their number follows from the lengths of the sounds, in frames
+    elif earlier.split.test_groups == training.split.test_groups:
+        now["--groups"] = before["--groups"]  # the patterns make the same groups
     texts = []
     for key, value in now.items():
         if isinstance(value, (int, float)) and value != before[key]:

@@ -53,8 +53,8 @@ MUTATIONS = [
     Mutation("a group in several official folds", "match_folds",
              "folds.setdefault(of_group[group[name]], set())",
              "folds.setdefault(texts[name], set())", "split official_folds_would_cut"),
-    Mutation("suggested groups part two formats", "count_groups",
-             "parts_groups", "False", "split part_two_formats"),
+    Mutation("suggested groups part twins", "find_parts",
+             "parts_groups", "False", "split forty_sounds"),
     # leaks
     Mutation("identical sounds in two subsets", "group_sounds",
              'join(name, ("content", content))', 'join(name, ("content", name))',

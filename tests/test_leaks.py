@@ -174,7 +174,7 @@ def list_leaks(sides, table, groups=None):
             number, way = table.get(name) or table[COPY.sub("", name)]
             keys = [f"source {number}"]
             if match := groups and re.search(groups, name.split("/", 1)[1]):
-                keys.append(f"group {match[1]}")
+                keys.append(f"group {match[match.re.groups]}")
             for key in keys:
                 found.setdefault(key, {}).setdefault(side, []).append(f"{name} ({way})")
     return [f"{key}: {of_key}" for key, of_key in found.items() if len(of_key) > 1]

@@ -1,4 +1,5 @@
 """The split is stratified, repeatable, and cannot leak."""
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -226,24 +227,71 @@ def test_group_cut_by_the_test_expression_goes_to_the_test_side_whole():
     assert test == sorted(name for name in names if "/k-" in name)
 
 
-@pytest.mark.parametrize("template, pattern", [
-    ("{kit}-hit{i}.wav", "^([^-]+)-"), ("{c}_{kit}_{i}.wav", "^[^_]+_([^_]+)_"),
-    ("{kit}/{i}.wav", "^([^/]+)/"), ("deep/{kit}-{i}.wav", "^([^-]+)-"),
-    ("kit{i}x-{c}.wav", "^([^-]+)-"), ("{i:02d}.wav", None), ("{c}-{i}.wav", None),
-    ("{i}-loud.wav", None), ("hit {i}.wav", None)])
-def test_groups_are_suggested_where_names_share_parts_in_each_class(template, pattern):
-    names = [f"{c}/" + template.format(c=c, kit=f"k{i % 5}", i=i) for c in "abc" for i in range(20)]
-    assert suggest_groups(names, {name: name for name in names}) == pattern
+SCHEMES = {  # of public sets: names, speakers, takes, and the group of speaker 1 in class "on"
+    "RAVDESS": ("03-01-0{c}-01-0{odd}-0{half}-01-{s:02}.wav", 24, 4, "01"),
+    "EmoDB": ("{s:02}a0{t}{k}a.wav", 10, 10, "01"),
+    "ShEMO": ("F{s:02}{k}{t:02}.wav", 12, 9, "F01"),
+    "CREMA-D": ("10{s:02}_{word}_{k}_XX.wav", 90, 12, "1001"),
+    "TESS": ("{who}_{word}_{k}.wav", 2, 20, "bbb"),
+    "SAVEE": ("{who}_{k}{t:02}.wav", 4, 15, "bbb"),
+    "FSDD": ("{c}_{who}_{t}.wav", 6, 50, "bbb"),
+    "AudioMNIST": ("{c}_{s:02}_{t}.wav", 40, 50, "01"),
+    "Arabic Speech Commands": ("{s:08}_NO_{t:02}_{k}.wav", 30, 4, "00000001"),
+    "Speech Commands": ("{s:x}a7c2a8_nohash_{t}.wav", 90, 2, "1a7c2a8"),
+    "VCTK": ("p{s}_{t:03}.wav", 12, 90, "p1"),
+    "LibriSpeech": ("{s}-{r}{odd}-{t:04}.flac", 40, 30, "1"),
+    "ESC-50": ("{fold}-{r}-{t}-{c}.wav", 20, 2, "101"),
+    "UrbanSound8K": ("{r}-{c}-{odd}-{t}.wav", 20, 6, "101"),
+    "species and batch": ("{k}_b0{fold}_{s:03}_{t}.wav", 20, 3, "001"),
+    "BirdCLEF, cut": ("XC{r}_{t}.ogg", 20, 3, "XC101"),
+    "BirdCLEF": ("XC{r}.ogg", 20, 1, None),
+    "NSynth": ("{k}_{family}_{s:03}-{t:03}-100.wav", 12, 80, "reed_001"),
+    "IDMT": ("G6{fold}-{s:05}-{c}{t}11-{n}.wav", 20, 3, "00001"),
+    "drum kits": ("Kit_{s}-{k}.flac", 12, 1, "Kit_1"),
+    "Freesound": ("{n}__{who}__{k} {t}.wav", 12, 5, "bbb"),
+    "Medley-solos-DB": ("Medley-solos-DB_{fold}-{c}_{n}.wav", 5, 9, "DB_1"),
+    "GTZAN": ("{k}.{i:05}.wav", 10, 9, None),
+    "number and text": ("{i}-loud.wav", 10, 9, None),
+    "class and number": ("{k}-{i}.wav", 10, 9, None),
+    "text and number": ("hit {i}.wav", 10, 9, None),
+    "letters and number": ("hit{i}.wav", 10, 9, None),
+    "folders": ("low/{who}/{k}-{t}.wav", 5, 9, "bbb"),
+    "class, speaker, take": ("{k}_{who}-{t}.wav", 5, 9, "bbb"),
+    "speaker, sentence, take": ("{who}-see{half}_{odd}.wav", 5, 8, "bbb")}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_speakers_kits_and_recordings_are_suggested_for_the_names_of_public_sets(scheme):
+    template, n_speakers, n_takes, wanted = SCHEMES[scheme]
+    speakers = {}
+    for c, s, t in itertools.product(range(4), range(n_speakers), range(n_takes)):
+        i = s * n_takes + t
+        k = ("off", "on", "up", "down")[c]
+        name = template.format(c=c, s=s, t=t, i=i, k=k, n=7000 + 997 * c + i, r=100 * c + s,
+                               odd=t % 2, half=t // 2, fold=s % 5, word=f"w{t}",
+                               who="abcdefghijkl"[s % 12] * 3, family=("synthetic", "reed")[s % 2])
+        speakers[f"{k}/{name}"] = s
+    pattern, found = suggest_groups({name: name for name in speakers}, {})
+    assert {pattern and find_group(name, re.compile(pattern)) for name, s in speakers.items()
+            if s == 1 and name.startswith("on/")} == {wanted}
+    assert not found or len(found) == n_speakers * (4 if "{r}" in template and wanted != "1" else 1)
 
 
 @pytest.mark.parametrize("layout, pattern", [
-    (("01-01-{k}.mp3", "03-01-{k}.wav"), None), (("low/mp3/{k}.mp3", "low/wav/{k}.wav"), None),
-    (("01/s{i}/{k}.mp3", "03/s{i}/{k}.wav"), "^[^/]+/([^/]+)/")])
-def test_no_groups_are_suggested_that_part_two_formats_of_a_recording(layout, pattern):
+    (("raw-{k}.mp3", "mix-{k}.wav"), None), (("low/mp3/{k}.mp3", "low/wav/{k}.wav"), None),
+    (("raw/s{i}/{k}.mp3", "mix/s{i}/{k}.wav"), "^[^/]+/([^/]+)/")])
+def test_no_groups_are_suggested_that_part_forty_sounds_from_their_twins(layout, pattern):
     special = {f"{'ab'[k % 2]}/" + template.format(i=k // 2 % 2, k=k): make_spectrogram(k)
                for k in range(40) for template in layout}
-    assert suggest_groups(list(special), group(special, special=special)[0].of) == pattern
-    assert suggest_groups(list(special), {name: name for name in special})  # for the names alone
+    assert suggest_groups(group(special, special=special)[0].of, {})[0] == pattern
+    assert suggest_groups({name: name for name in special}, {})[0]  # for the names alone
+
+
+def test_takes_are_no_groups_where_two_speakers_share_a_recording():
+    names = [f"{c}/{c}_{s}_{t}.wav" for c in "ab" for s in ("ann", "ben", "cid") for t in range(9)]
+    of = {name: name for name in names}
+    assert suggest_groups(of, {}) == ("^[^_]+_([^_]+)_", ["ann", "ben", "cid"])
+    assert suggest_groups(of | {"a/a_ann_1.wav": "a/a_ben_1.wav"}, {}) == (None, [])
 
 
 # ---------------------------------------------------------------- folds

@@ -172,9 +172,18 @@ def test_identical_files_are_reported_and_groups_suggested(train, sounds):
     said = train("--epochs", 1)
     words = r"Sounds that hold the recording of another, and stay with it: \d, such as low/speaker1"
     assert re.search(words, said)
-    assert "--fresh --groups '^([^-]+)-' keeps each in one subset" in said
+    assert "share parts, such as speaker0 and speaker1. If each" in said
+    assert "--fresh --groups '^[^-]+' keeps each in one subset" in said
     said = train("--epochs", 1, "--groups", "^(speaker.)-", "--fresh")
     assert "keeps each" not in said and "Groups by --groups: 4, such as speaker0\n" in said
+
+
+def test_training_goes_on_with_another_pattern_that_makes_the_same_groups(train, stop):
+    stop("--epochs", 2, "--groups", r"\d\.")
+    assert "Continues after epoch 1" in train("--epochs", 2, "--groups", r".\.")
+    assert "on these sounds is finished" in train("--epochs", 2, "--groups", r"[0-9]\.")
+    with pytest.raises(UserError, match="differs from this training in --groups; use --fresh"):
+        train("--epochs", 2, "--groups", r"(\d)\.")  # other names of groups make another split
 
 
 # ---------------------------------------------------------------- folds
