@@ -197,7 +197,7 @@ def test_folds_trained_afresh_and_stopped_are_not_mixed_with_the_earlier_ones(tr
     assert "weights-fold1.keras: training on these sounds is finished" in said
     assert "Continues after epoch 1" in said
     run("eval_network.py", "--folds", cwd=sounds)
-    with pytest.raises(UserError, match="weights.keras: .*--folds .2, now 3.; use --fresh to train again"):
+    with pytest.raises(UserError, match="weights.keras: .*--folds .2, now 3.; use --fresh to"):
         train("--folds", 3, "--epochs", 2)
 
 
