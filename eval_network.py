@@ -22,12 +22,14 @@ import platform
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import librosa
 import numpy as np
 import scipy
 
@@ -744,7 +746,8 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
         pairs={(mistake.label, mistake.predicted) for mistake in chosen},
-        fmin=source.settings.fmin, fmax=f"{source.settings.highest:g}",
+        files=[(mistake.file, mistake.label) for mistake in chosen], round_score=round_score,
+        ticks=librosa.mel_frequencies(4, fmin=source.settings.fmin, fmax=source.settings.highest),
         plots={picture.name: embed_picture(picture) for picture in pictures})
     utils.save_text(path, page)
 
@@ -921,7 +924,7 @@ def describe_run(training, samples):
     versions = {name: sys.modules[name].__version__ for name in packages}
     return {"features": dataclasses.asdict(training.features), "network": training.network,
             "hyperparameters": dataclasses.asdict(training.hyperparameters),
-            "seed": training.seed, "data": str(samples),
+            "seed": training.seed, "data": str(samples), "date": time.strftime("%Y-%m-%d %H:%M"),
             "versions": {"python": platform.python_version(), **versions}}
 
 
