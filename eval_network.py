@@ -22,12 +22,14 @@ import platform
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import librosa
 import numpy as np
 import scipy
 
@@ -501,7 +503,7 @@ def print_groups(groups):
     """Print the groups of the lowest accuracy. groups: as from measure_groups."""
     if not groups:
         return
-    width = max(len(row["group"]) for row in groups[:MAX_GROUPS])
+    width = max(len(name) for name in ("Group", *(row["group"] for row in groups[:MAX_GROUPS])))
     say("", f"{'Group':{width}}  sounds  accuracy, lowest first")
     for row in groups[:MAX_GROUPS]:
         say(f"{row['group']:{width}}  {row['sounds']:6}  {row['accuracy']:8.4f}")
@@ -758,7 +760,8 @@ def save_page(path, predictions, report, mistakes, pictures, source, samples):
         matrix=predictions.counts.tolist() if len(classes) <= MAX_CELLS else [],
         mistakes=cards[:len(chosen)], examples=cards[len(chosen):], n_mistakes=len(mistakes),
         pairs={(mistake.label, mistake.predicted) for mistake in chosen},
-        fmin=source.settings.fmin, fmax=f"{source.settings.highest:g}",
+        files=[(mistake.file, mistake.label) for mistake in chosen], round_score=round_score,
+        ticks=librosa.mel_frequencies(4, fmin=source.settings.fmin, fmax=source.settings.highest),
         plots={picture.name: embed_picture(picture) for picture in pictures})
     utils.save_text(path, page)
 
@@ -929,14 +932,15 @@ def describe_training(training):
             "no_threshold": None if training.threshold else training.explain_no_threshold()}
 
 
-def describe_run(training, samples):
+def describe_run(training, weights, samples):
     """Describe the network, the data and the package versions, for metrics.json."""
     import models
     packages = "keras", models.keras.backend.backend(), "numpy", "sklearn", "soxr"
     versions = {name: sys.modules[name].__version__ for name in packages}
-    return {"features": dataclasses.asdict(training.features), "network": training.network,
+    return {"weights": str(weights), "network": training.network,
+            "features": dataclasses.asdict(training.features),
             "hyperparameters": dataclasses.asdict(training.hyperparameters),
-            "seed": training.seed, "data": str(samples),
+            "seed": training.seed, "data": str(samples), "date": time.strftime("%Y-%m-%d %H:%M"),
             "versions": {"python": platform.python_version(), **versions}}
 
 
@@ -989,7 +993,7 @@ def main():
         report = measure_scores(predictions) | describe_training(training) | {
             "threshold": None if threshold is None else measure_threshold(predictions, threshold),
             "folds": []}
-    report |= describe_run(training, samples)
+    report |= describe_run(training, args.weights, samples)
     mistakes = list_mistakes(predictions)
     report["groups"] = measure_groups(predictions) if "--groups" in training.flags else []
     print_report(report, mistakes)

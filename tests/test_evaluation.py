@@ -167,7 +167,8 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     low, high = plain["accuracy_95"]
     assert f"(95 % interval {low:.4f} to {high:.4f}), balanced" in said and plain["n_groups"] == 6
     page = (trained / "Results/report.html").read_text()
-    assert f"{low:.4f} to\n{high:.4f}, wider if sounds share a speaker" in page
+    assert f"{low:.2f} to\n{high:.2f}.\nIf the test is repeated with other sounds" in page
+    assert "The interval is too narrow if sounds share a speaker" in page
     network, training = models.load_network(trained / "weights.keras")
     training.split = dataclasses.replace(training.split, test_groups=list("aabbcc"))
     training.flags["--groups"] = "."
@@ -181,8 +182,10 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     assert "Group  sounds  accuracy, lowest first\n" in said.out
     assert f"\n{worst['group']}           2    {worst['accuracy']:.4f}\n" in said.out
     assert f"(95 % interval {wide_low:.4f} to {wide_high:.4f} over 3 groups), bal" in said.out
-    assert f"{wide_low:.4f} to\n{wide_high:.4f} over 3 groups.\n" in (
-        tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"{wide_low:.2f} to\n{wide_high:.2f} over 3 groups.\n" in page
+    assert "hold the accuracy on new groups" in page and "too narrow" not in page
+    assert f'<th scope="row">{worst["group"]}</th><td>2</td><td>{worst["accuracy"]:.2f}</td>' in page
 
 
 # ---------------------------------------------------------------- calibration
@@ -336,6 +339,7 @@ def test_evaluation_scores_the_threshold_of_the_weights_on_the_test_sounds(
         {"threshold": threshold, "coverage": len(kept) / len(rows), "accuracy": accuracy})
     assert (f"\nThreshold  coverage  accuracy\n{threshold:9.4f}  {len(kept) / len(rows):8.4f}  "
             f"{accuracy:8.4f}  chosen for 95 % accuracy on 3 validation sounds\n") in said.out
+    assert f"default, threshold {threshold:.4f}." in (tmp_path / "report.html").read_text()
 
 
 def test_evaluation_says_why_there_is_no_threshold(trained):
