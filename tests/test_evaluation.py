@@ -185,7 +185,7 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     page = (tmp_path / "report.html").read_text()
     assert f"{wide_low:.2f} to\n{wide_high:.2f} over 3 groups.\n" in page
     assert "hold the accuracy on new groups" in page and "too narrow" not in page
-    assert f'<th scope="row">{worst["group"]}</th><td>2</td><td>{worst["accuracy"]:.2f}</td>' in page
+    assert f"{worst['group']}</th><td>2</td><td>{worst['accuracy']:.2f}</td>" in page
 
 
 # ---------------------------------------------------------------- calibration
