@@ -287,7 +287,7 @@ def measure_classes(predictions):
 
 
 def measure_groups(predictions):
-    """Count the sounds of each group, and how many are right. Returns dicts, worst group first."""
+    """Measure the accuracy of each group. Returns dicts for JSON, lowest accuracy first."""
     names, index, sizes = np.unique(predictions.groups, return_inverse=True, return_counts=True)
     n_right = np.bincount(index, predictions.is_right)
     order = np.argsort(n_right / sizes, kind="stable")
@@ -388,7 +388,8 @@ def find_doubtful(predictions):
 
     The limit of a class is its mean probability over the sounds with that label. A class is likely
     for a sound if its probability reaches the limit. A label may be wrong if the prediction is
-    wrong, the most probable likely class is another one, and half of its class is recognised. The
+    wrong, the most probable likely class is another one, and at least half of its class is
+    recognised. The
     margin between the confidence and the probability of the label estimates the chance of that. As
     many labels are doubtful as the margins add up to, those of the largest margins. The network
     must not have learned from the sounds. Returns bool [shape=(n_sounds,)].
@@ -962,7 +963,7 @@ def main():
     for path in list_fold_weights(args.weights) if args.folds else [args.weights]:
         network, training = models.load_network(path)
         if training.is_mean and not args.data:
-            raise UserError(f"{path}: learned from all sounds, so none are left to test it; "
+            raise UserError(f"{path}: learned from all sounds, and none are left to test it; "
                             "--folds tests the networks that it is the mean of")
         source = utils.find_source(samples, preproc, training.features)
         check_known_classes(source, training, path, None if args.data else places)
@@ -993,7 +994,8 @@ def main():
         report = measure_scores(predictions) | describe_training(training) | {
             "threshold": None if threshold is None else measure_threshold(predictions, threshold),
             "folds": []}
-    report |= describe_run(training, args.weights, samples)
+    weights = utils.fold_path(args.weights, "*") if args.folds else args.weights
+    report |= describe_run(training, weights, samples)
     mistakes = list_mistakes(predictions)
     report["groups"] = measure_groups(predictions) if "--groups" in training.flags else []
     print_report(report, mistakes)

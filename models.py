@@ -80,7 +80,7 @@ UNKNOWN = "unknown"  # the prediction where the confidence is below the threshol
 KEPT_SHARE = 0.95  # at most this share of the validation sounds reaches the threshold
 # In the accuracy above a threshold. The search tries many thresholds, so 95 % would not be enough.
 CONFIDENCE = 0.99
-# Of the correctness of sounds in one group, before any are seen. See benchmarks/README.md.
+# The correlation between the correctness of two sounds of a group, before any are seen.
 CORRELATION = 0.3
 # Of the best temperatures on test sounds: the median, and the spread of the logarithm.
 USUAL_TEMPERATURE = 0.7
@@ -151,9 +151,15 @@ class Training:
         return self.fold is None and not {"--folds", "--folds-by"}.isdisjoint(self.flags)
 
     def explain_no_threshold(self):
-        """Explain why there is no threshold."""
+        """Explain why the validation sounds gave no threshold."""
+        n = len(self.split.validation)
         inflation = self.history[-1].get("inflation", 1.0) if self.history else 1.0
-        return explain_no_threshold(len(self.split.validation), inflation)
+        n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(TARGET / 100))  # without a mistake
+        n_least = math.ceil(n_right / KEPT_SHARE)
+        if n >= inflation * n_least:
+            return f"the confident ones of the {n} validation sounds hold too many mistakes"
+        note = f", which share groups and count as {int(n / inflation)}" if inflation > 1 else ""
+        return f"too few validation sounds ({n}{note}; at least {n_least} are needed)"
 
     @property
     def n_steps(self):
@@ -163,6 +169,7 @@ class Training:
     def settings(self):
         """All that the user can choose for a training run, as a flat dict."""
         return {"network": self.network, "seed": self.seed, "epochs": self.epochs,
+                "n_frames": self.n_frames,
                 "weights": self.weights, **{flag: self.flags.get(flag) for flag in FLAGS},
                 **dataclasses.asdict(self.features), **dataclasses.asdict(self.hyperparameters)}
 
@@ -625,8 +632,8 @@ def measure_inflation(is_right, groups):
     """Measure how much more the number of right sounds varies than that of independent sounds.
 
     is_right: bool [shape=(n,)]. groups: the group of each sound. It is the design effect of Kish
-    1965, never below 1. One more sound that varies by CORRELATION is counted in, for groups that
-    are all right say nothing about it.
+    1965, never below 1. One more sound that varies by CORRELATION is counted in. Groups that are
+    all right or all wrong would not show how much they vary.
     """
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     n = len(is_right)
@@ -657,16 +664,6 @@ def choose_threshold(y, probabilities, inflation=1.0):
     chance = scipy.special.betainc(n_right, n - n_right + 1, TARGET / 100)
     is_enough = (chance <= 1 - CONFIDENCE) & (coverage <= KEPT_SHARE)
     return float(thresholds[is_enough][-1]) if is_enough.any() else None
-
-
-def explain_no_threshold(n, inflation=1.0):
-    """Explain why n validation sounds gave no threshold. inflation: as in choose_threshold."""
-    n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(TARGET / 100))  # without a mistake
-    n_least = math.ceil(n_right / KEPT_SHARE)
-    if n < inflation * n_least:
-        note = f", which share groups and count as {n / inflation:.0f}" if inflation > 1 else ""
-        return f"too few validation sounds ({n}{note}; at least {n_least} are needed)"
-    return f"the confident ones of the {n} validation sounds hold too many mistakes"
 
 
 class Classifier:

@@ -4,6 +4,8 @@ Reads Preproc/, or Samples/ if Preproc/ is empty. Writes the weights, with all t
 them, and Results/training_log.csv and training_curves.png. One sound in five of each class is kept
 for eval_network.py. If training is stopped, the same command resumes it.
 
+With --folds, the weights are the mean of several networks, for new sounds.
+
     python train_network.py
     python train_network.py --folds 5
 """
@@ -29,7 +31,7 @@ from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, original
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 N_DRAWS = 32  # splits that are tried
-MAX_DEVIATION = 0.5  # of the numbers of sounds from the shares, in all classes together
+MAX_DEVIATION = 0.5  # of the numbers of sounds from those wanted, as a share of these
 MAX_FOLDS = 1000
 ENOUGH_GROUPS = 10  # to split well: two of them are for testing
 MAX_TWINS = 12  # spectrograms taken for one recording; in a large class, a quarter of it
@@ -206,15 +208,18 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
     sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves a class
     without sounds to train on.
     """
+    salt = f"{seed} validation"
     if test:
         held_out = match_groups(group, test, copies)
-    elif held_out is None:
+    elif held_out:  # each fold validates on others, so that the networks together learn from all
+        salt += f" {min(held_out)}"
+    else:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
     if not held_out:
         raise UserError("no sounds are left to test on, for the sounds of each class hold the same "
                         "recording or are one group; add other recordings")
     rest = {name: group[name] for name in group if name not in held_out}
-    validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
+    validation = hold_out(rest, copies, VALIDATION_SHARE, salt)
     train = sorted(set(rest) - validation)
     return train, originals(validation, copies), originals(held_out, copies)
 
@@ -306,19 +311,20 @@ def match_groups(group, test, copies):
 def hold_out(group, copies, share, salt):
     """Choose about `share` of each class, in whole groups. Returns a set of names.
 
-    group: dict from each sound to its group. Of N_DRAWS draws, it is the first that has sounds of
-    the most classes, and is near the shares if any is. A later draw is taken only where large
-    groups spoil the first, so that a new sound moves few others.
+    group: dict from each sound to its group. The first of N_DRAWS draws is taken that has sounds of
+    each class, and numbers near the shares. If there is none, the best is. A new sound moves few
+    others, because the first draw is nearly always good.
     """
-    wanted = count_recordings(group, copies)
+    sizes = count_recordings(group, copies)
+    wanted = {name: min(max(1, round(share * n)), n - 1) for name, n in sizes.items()}
     pairs = {(class_of(name), key) for name, key in group.items()}
     n_groups = Counter(name for name, _ in pairs)
     best = len(wanted) + 1, True  # worse than any draw
     for k in range(N_DRAWS):
-        drawn = draw_groups(group, copies, share, f"{salt}/{k}" if k else salt)
+        drawn = draw_groups(group, copies, wanted, f"{salt}/{k}" if k else salt)
         counts = count_recordings(drawn, copies)
-        excess = sum(abs(counts[name] - max(1, share * n)) for name, n in wanted.items())
-        is_far = excess > MAX_DEVIATION * share * wanted.total()
+        deviation = sum(abs(counts[name] - n) for name, n in wanted.items())
+        is_far = deviation > MAX_DEVIATION * sum(wanted.values())
         n_bare = sum(not counts[name] for name in wanted if n_groups[name] > 1)
         if (n_bare, is_far) < best:
             best = n_bare, is_far
@@ -328,17 +334,18 @@ def hold_out(group, copies, share, salt):
     return held_out
 
 
-def draw_groups(group, copies, share, salt):
-    """Draw about `share` of each class, in whole groups. Returns a set of names.
+def draw_groups(group, copies, wanted, salt):
+    """Draw about the wanted number of recordings of each class, in whole groups.
 
-    The groups are ordered by a hash of their names. A group is taken if that brings the classes
-    closer to the share, and leaves at least one recording in each class.
+    wanted: dict from class to number. Returns a set of names. The groups are ordered by a hash of
+    their names. A group is taken if that brings the classes closer to the numbers, and leaves at
+    least one recording in each class.
     """
     members = {}
     for name, key in group.items():
         members.setdefault(key, []).append(name)
     left = count_recordings(group, copies)
-    wanted = {name: min(max(1, round(share * n)), n - 1) for name, n in left.items()}
+    wanted = dict(wanted)
     held_out = set()
     spare = []  # groups that are too large
     for key in sorted(members, key=lambda key: hash_text(f"{salt}/{key}")):
@@ -501,12 +508,7 @@ def choose_split(groups, contents, copies, seed, test=None, held_out=None, earli
 
 
 def join_splits(splits):
-    """Join the Splits of all folds. Their networks together learned from all that one of them did.
-
-    The test sounds of the folds are its validation sounds. A single split stays as it is.
-    """
-    if len(splits) == 1:
-        return splits[0]
+    """Join the Splits of all folds. The tested sounds become validation sounds."""
     train = sorted({name for split in splits for name in split.train})
     tested = sorted({name for split in splits for name in split.test})
     unused = sorted(splits[0].contents.keys() - {*train, *tested})
@@ -566,8 +568,9 @@ def describe_changes(earlier, training):
     has_other_split = any(getattr(earlier.split, subset) != getattr(training.split, subset)
                           for subset in SUBSETS)
     if has_other_split or earlier.features != training.features:
-        now.pop("epochs")  # their number follows from the lengths of the sounds, in frames
-    elif earlier.split.test_groups == training.split.test_groups:
+        for key in ("epochs", "n_frames"):  # they follow from the lengths of the sounds, in frames
+            now.pop(key)
+    elif training.split.test and earlier.split.test_groups == training.split.test_groups:
         now["--groups"] = before["--groups"]  # the patterns make the same groups
     texts = []
     for key, value in now.items():
@@ -621,8 +624,8 @@ def print_training(training, network, device):
     for subset, of_class in zip(SUBSETS, counts):
         bare = [name for name in training.classes if not of_class[name]]
         if bare and of_class:
-            is_chosen = training.fold or training.weights or "--test" in training.flags
-            remedy = "; --folds tests all sounds" if subset == "test" and not is_chosen else ""
+            has_remedy = subset == "test" and {*training.flags} == {"--groups"}
+            remedy = "; --folds tests all sounds" if has_remedy else ""
             say(f"No {subset} sound in {', '.join(bare)}{remedy}")
     if n_background := sum(utils.is_background(class_of(name)) for name in training.split.train):
         say(f"Background: {n_background} sounds; training windows get some at random levels")
@@ -651,9 +654,7 @@ def train_network(training, spectrograms, places, weights=None, n_devices=1, is_
         if is_fresh:
             places.checkpoint.unlink(missing_ok=True)
         if places.checkpoint.exists():
-            network, earlier = models.load_network(places.checkpoint, compile=True)
-            check_same_training(places.checkpoint, earlier, training)
-            training = earlier
+            network, training = models.load_network(places.checkpoint, compile=True)
             say(f"Continues after epoch {len(training.history)} of a training run that was stopped")
         else:
             network = build_network(spectrograms, training, weights)
@@ -696,7 +697,7 @@ def train_folds(training, splits, spectrograms, places, weights=None, n_devices=
     training.history.append(means | {"seconds": sum(row["seconds"] for row in rows)} | scores)
     models.save_network(models.average_networks(networks), training, places.save)
     if training.threshold is None:
-        note = f"no threshold, for {training.explain_no_threshold()}"
+        note = f"no threshold: {training.explain_no_threshold()}"
     else:
         note = f"threshold {training.threshold:.4f} for {models.TARGET} %"
     say("", f"{places.save}: the mean of these {len(splits)} networks, for new sounds; {note}")
@@ -705,18 +706,16 @@ def train_folds(training, splits, spectrograms, places, weights=None, n_devices=
 def is_finished(places, training):
     """Whether a training run is finished. Raises UserError if another one is saved there."""
     import models
-    if not places.save.exists() or (places.checkpoint.exists() and not training.is_mean):
+    path = places.checkpoint if places.checkpoint.exists() else places.save
+    if not path.exists():
         return False
-    check_same_training(places.save, models.load_training(places.save), training)
-    say(f"{places.save}: training on these sounds is finished; --fresh trains again")
-    return True
-
-
-def check_same_training(path, earlier, training):
-    """Raise UserError unless the Training saved in `path` is the one that is asked for."""
-    if changes := describe_changes(earlier, training):
+    if changes := describe_changes(models.load_training(path), training):
         raise UserError(f"{path}: {changes}; use --fresh to train again, or another --save and "
                         "--results to keep both")
+    if path == places.checkpoint:
+        return False
+    say(f"{path}: training on these sounds is finished; --fresh trains again")
+    return True
 
 
 def fit_network(network, training, spectrograms, places):
@@ -815,7 +814,8 @@ def parse_args():
     add("--test", type=utils.regex, metavar="REGEX",
         help="the sounds whose class/name matches are the test sounds")
     add("--folds", type=utils.number(int, 2, high=MAX_FOLDS + 1), metavar="K",
-        help="cross-validation: train K networks, each tested on another fold of the sounds")
+        help="cross-validation: train K networks, each tested on another fold of the sounds, and "
+        "save the mean of them for new sounds")
     add("--folds-by", type=utils.regex, metavar="REGEX",
         help="cross-validation with a fold for each text that matches in class/name")
     add("--groups", type=utils.regex, metavar="REGEX",
@@ -894,7 +894,8 @@ def main():
                 "--folds-by": args.folds_by}
     flags = {flag: getattr(value, "pattern", value) for flag, value in patterns.items() if value}
     weights_hash = args.weights and hashlib.sha256(args.weights.read_bytes()).hexdigest()
-    whole = join_splits(splits)
+    whole = join_splits(splits) if has_folds else splits[0]
+    # The networks of folds get windows of one length. It follows from the lengths of all sounds.
     lengths = [spectrograms[name].shape[-1] for name in whole.train
                if not utils.is_background(class_of(name))]  # background may be long
     n_frames = earlier.n_frames if earlier else models.choose_n_frames(lengths)

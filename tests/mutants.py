@@ -34,7 +34,7 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     # the split
-    Mutation("the split ignores its seed", "hold_out",
+    Mutation("the split ignores its seed", "draw_groups",
              'hash_text(f"{salt}/{key}")', "hash_text(key)", "split seed_decides"),
     Mutation("the first draw is taken", "hold_out",
              "best == (0, False)", "True", "split drawn_again"),
@@ -78,6 +78,10 @@ MUTATIONS = [
     Mutation("test sounds in the normalisation", "build_network",
              "sounds = (spectrograms[name] for name in training.split.train)",
              "sounds = spectrograms.values()", "training choose_neither"),
+    Mutation("all folds validate on the same sounds", "split_sounds",
+             "min(held_out)", "0", "split together"),
+    Mutation("the mean is one of the networks", "average_networks",
+             "layers.Average()(outputs)", "outputs[0]", "evaluation mean_of_the_folds"),
     # features
     Mutation("amplitude instead of power", "transform_frames",
              "np.square(spectrum.real) + np.square(spectrum.imag)", "np.abs(spectrum)",
@@ -127,7 +131,7 @@ MUTATIONS = [
              "np.round(accuracies * n) / inflation", "np.round(accuracies * n)",
              "evaluation as_many_sounds"),
     Mutation("a threshold promised by the plain share", "choose_threshold",
-             "chance <= 1 - CONFIDENCE", "accuracies >= accuracy", "evaluation by_luck"),
+             "chance <= 1 - CONFIDENCE", "accuracies >= TARGET / 100", "evaluation by_luck"),
     Mutation("a threshold that all validation sounds reach", "choose_threshold",
              "coverage <= KEPT_SHARE", "True", "evaluation threshold_is_the_lowest"),
     Mutation("sounds at the threshold are unknown", "Classifier.name",

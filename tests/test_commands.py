@@ -34,7 +34,8 @@ WRITES = {
     "train from weights": [
         "new.keras", "other/training_log.csv", "other/training_curves.png", "board"],
     "cross-validate": [
-        "weights-fold1.keras", "weights-fold2.keras", "Results/fold2/training_log.csv"],
+        "weights.keras", "weights-fold1.keras", "weights-fold2.keras",
+        "Results/fold2/training_log.csv"],
     "evaluate": ["Results/metrics.json", "Results/report.html"],
     "evaluate another folder": ["Results/Samples/metrics.json", "Results/Samples/roc_curves.svg"],
     "classify new sounds": ["new.csv"],

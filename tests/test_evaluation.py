@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import shutil
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -272,14 +273,16 @@ def test_threshold_needs_as_many_sounds_as_the_message_says():
     right = np.zeros(95, int)
     assert models.choose_threshold(right, p) is not None
     assert models.choose_threshold(right[1:], p[1:]) is None
-    assert models.explain_no_threshold(94) == (
-        "too few validation sounds (94; at least 95 are needed)")
-    assert "too many mistakes" in models.explain_no_threshold(95)
+    explain = models.Training.explain_no_threshold
+    training = SimpleNamespace(split=SimpleNamespace(validation=[""] * 94), history=[])
+    assert explain(training) == "too few validation sounds (94; at least 95 are needed)"
+    training.split.validation.append("")
+    assert "too many mistakes" in explain(training)
     assert models.choose_threshold(np.tile(right, 2), np.tile(p, (2, 1)), 2.0) is not None
     assert models.choose_threshold(np.tile(right, 2)[2:], np.tile(p, (2, 1))[2:], 2.0) is None
-    assert models.explain_no_threshold(180, 2.0) == (
-        "too few validation sounds (180, which share groups and count as 90; at least 95 are "
-        "needed)")
+    training.history.append({"inflation": 1.01})
+    assert explain(training) == ("too few validation sounds (95, which share groups and count as "
+                                 "94; at least 95 are needed)")
 
 
 def test_thresholds_are_not_found_by_luck_and_keep_their_promise():
@@ -640,7 +643,8 @@ def test_folds_of_different_trainings_are_not_pooled(folded, evaluate, tmp_path)
         evaluate(tmp_path, "--folds")
 
 
-def test_mean_of_the_folds_is_ready_for_new_sounds_and_calibrated_by_all_tested_ones(folded):
+def test_mean_of_the_folds_is_ready_for_new_sounds_and_calibrated_by_all_tested_ones(
+        folded, evaluate, tmp_path):
     classifier = models.Classifier(folded / "weights.keras")
     folds = [models.Classifier(folded / f"weights-fold{k}.keras") for k in (1, 2)]
     tested = [name for fold in folds for name in fold.training.split.test]
@@ -657,8 +661,7 @@ def test_mean_of_the_folds_is_ready_for_new_sounds_and_calibrated_by_all_tested_
         atol=1e-4)
     split = classifier.training.split
     assert set(tested) == set(split.validation) and not split.test
-    learned = set().union(*(fold.training.split.train for fold in folds))
-    assert set(split.train) == learned
+    assert not evaluate(folded, "--data", "Samples", "--results", tmp_path)[0]
     assert "--folds tests the networks that it is" in one_line("eval_network.py", cwd=folded)
     assert "is the mean of several networks; name one of them, such as weights-fold1" in one_line(
         "train_network.py", "--weights", "weights.keras", "--save", "new.keras", cwd=folded)

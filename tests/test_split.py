@@ -210,10 +210,11 @@ def test_groups_are_drawn_again_until_each_class_is_tested_and_a_new_sound_moves
     names = [f"{c}/kit{k}-{i}.wav" for k in range(12) for c in "abcdefgh" if rng.random() < 0.5
              for i in range(rng.integers(1, 9))]
     of = {name: find_group(name, re.compile("^[^-]+")) for name in names}
+    wanted = {c: max(1, round(0.2 * n)) for c, n in Counter(map(class_of, names)).items()}
     n_first, n_moved = [], []
     for seed in range(10):
         salt = f"{seed} test"
-        n_first.append(len(set(map(class_of, train_network.draw_groups(of, {}, 0.2, salt)))))
+        n_first.append(len(set(map(class_of, train_network.draw_groups(of, {}, wanted, salt)))))
         test = train_network.hold_out(of, {}, 0.2, salt)
         assert len(set(map(class_of, test))) == 8
         more = train_network.hold_out(of | {"a/kit0-99.wav": "kit0"}, {}, 0.2, salt)
@@ -314,6 +315,12 @@ def test_folds_hold_every_sound_once_and_each_class_evenly():
     train, validation, test = subsets(NAMES + COPIES, held_out=found[2])
     assert test == sorted(found[2] & set(NAMES))
     assert not found[2] & {*train, *validation} and validation
+
+
+def test_networks_of_all_folds_together_learn_from_all_sounds():
+    names = [f"{c}/{i:02d}.wav" for c in "ab" for i in range(100)]
+    splits = [split(names, held_out=fold) for fold in folds(names, 5)]
+    assert {name for some in splits for name in some.train} == {*names}
 
 
 def test_folds_keep_groups_whole():

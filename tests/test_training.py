@@ -197,8 +197,12 @@ def test_folds_trained_afresh_and_stopped_are_not_mixed_with_the_earlier_ones(tr
     assert "weights-fold1.keras: training on these sounds is finished" in said
     assert "Continues after epoch 1" in said
     run("eval_network.py", "--folds", cwd=sounds)
-    with pytest.raises(UserError, match="weights.keras: .*--folds .2, now 3.; use --fresh to"):
-        train("--folds", 3, "--epochs", 2)
+    for flags in (["--folds", 3], ["--folds", 2, "--groups", r"\d(\d)"]):  # neither is the same
+        with pytest.raises(UserError, match="weights.keras: .*use --fresh to train again"):
+            train(*flags, "--epochs", 2)
+    shutil.copy(sounds / "weights-fold1.keras", sounds / "weights.unfinished.keras")
+    with pytest.raises(UserError, match="weights.unfinished.keras: .*use --fresh to train again"):
+        train("--folds", 2, "--epochs", 2)
 
 
 def test_folds_that_earlier_weights_learned_from_are_refused_before_training(train, sounds):
