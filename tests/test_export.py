@@ -47,6 +47,19 @@ def test_exported_network_gives_the_same_scores_without_keras(trained, exported,
     assert not any(f"import {name}" in source for name in ours)
 
 
+def test_mean_of_networks_is_exported_like_one(trained, exported):
+    pairs = [models.load_network(trained / "weights.keras") for _ in range(2)]
+    (first, training), (second, _) = pairs
+    second.set_weights([0.9 * weights for weights in second.get_weights()])
+    training.flags["--folds"] = 2
+    models.save_network(models.average_networks([first, second]), training, exported / "m.keras")
+    run("examples/export_model.py", "mean.onnx", "--weights", "m.keras", cwd=exported)
+    sound = trained / "Samples/low/00.wav"
+    expected = models.Classifier(exported / "m.keras").predict(sound)
+    found = classify_onnx.Classifier(exported / "mean.onnx").predict(sound)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_example_classifies_a_flac_of_unknown_length_and_a_single_sample(exported):
     y = tone(np.random.default_rng(3), 600, 10)  # of more than one block
     soundfile.write(exported / "known.flac", y, SAMPLE_RATE)
