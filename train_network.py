@@ -397,25 +397,31 @@ def suggest_groups(group, copies):
     group: dict from each sound to its group without the flag. The first pattern that makes groups
     is taken. If it makes few, such as folds or batches, a later one that makes more replaces it.
     But if two parts occur in all combinations, as speakers and sentences do, the first stays.
+    After a part that would separate twins, the last part is no group: it may number the takes.
     Returns the pattern, or None, and the sorted groups.
     """
     stems = {name: stem_of(name).split("/", 1)[1] for name in originals(group, copies)}
-    suggested, best, n_best = None, {}, 0
+    suggested = None
+    best = {}  # from each name to its part
+    found = set()
     is_refused = False
     for pattern in list_patterns(stems.values()):
         parts = find_parts(stems, pattern, group)
         is_refused |= parts is None
-        if parts is None or (is_refused and pattern.endswith("$")):  # perhaps takes of the refused
+        if not parts or (is_refused and pattern.endswith("$")):
             continue
-        n_parts = len({(class_of(name), part) for name, part in parts.items()})
+        n_of_class, n_best = (len({(class_of(name), part) for name, part in some.items()})
+                              for some in (parts, best))
         pairs = {(best.get(name), part.removeprefix(best.get(name, "")))
                  for name, part in parts.items()}
-        n_combinations = len(set(best.values())) * len({rest for _, rest in pairs})
-        if n_parts > n_best and (not best or len(pairs) < n_combinations / 2):
-            suggested, best, n_best = pattern, parts, n_parts
-            if len(set(best.values())) >= ENOUGH_GROUPS:
-                break
-    return suggested, sorted(set(best.values()))
+        n_combinations = len(found) * len({rest for _, rest in pairs})
+        if n_of_class > n_best and (not best or len(pairs) < n_combinations / 2):
+            suggested = pattern
+            best = parts
+            found = set(best.values())
+        if len(found) >= ENOUGH_GROUPS:
+            break
+    return suggested, sorted(found)
 
 
 def list_patterns(stems):
@@ -441,12 +447,11 @@ def find_parts(stems, pattern, group):
     parts = {name: match[match.lastindex or 0] for name, match in matches
              if match and match[0] != stems[name]}
     shared = set(parts.values())
-    if len(shared) < 2 or len(parts) < 0.9 * len(stems):
-        return {}
     of_class = {(class_of(name), part) for name, part in parts.items()}
     counts = Counter(name for name, _ in of_class)
     are_numbers = all(map(str.isdecimal, shared))
-    if min(counts.values()) < 2 or (are_numbers and len(shared) == 2):
+    if (len(parts) < 0.9 * len(stems) or min(counts.values(), default=0) < 2
+            or (are_numbers and len(shared) == 2)):
         return {}
     is_first = pattern.startswith("^") and "(" not in pattern
     recordings = {group[name] for name in parts}
