@@ -31,7 +31,7 @@ from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, original
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
 N_DRAWS = 32  # splits that are tried
-MAX_DEVIATION = 0.5  # of the numbers of sounds from those wanted, as a share of these
+MAX_DEVIATION = 0.35  # of the numbers of sounds from those wanted, as a share of these
 MAX_FOLDS = 1000
 ENOUGH_GROUPS = 10  # to split well: two of them are for testing
 MAX_TWINS = 12  # spectrograms taken for one recording; in a large class, a quarter of it
