@@ -189,10 +189,10 @@ def list_all_leaks(table, groups=None):
     return leaks
 
 
-def read_splits(pattern="weights*.keras"):
-    """The split in all weights."""
-    return [json.loads(zipfile.ZipFile(path).read("training.json"))["split"]
-            for path in sorted(Path().glob(pattern))]
+def read_splits(*paths):
+    """The splits in weights, or in those of the folds, or in weights.keras."""
+    paths = paths or sorted(Path().glob("weights-fold*.keras")) or ["weights.keras"]
+    return [json.loads(zipfile.ZipFile(path).read("training.json"))["split"] for path in paths]
 
 
 @pytest.fixture
