@@ -496,8 +496,9 @@ def print_report(report, mistakes):
         f"Calibration error {report['calibration_error']:.4f}, before calibration "
         f"{report['uncalibrated']['calibration_error']:.4f}")
     if report["log_loss"] > report["uncalibrated"]["log_loss"]:
-        say(f"Calibration made the probabilities worse: log loss {report['log_loss']:.4f}, before "
-            f"calibration {report['uncalibrated']['log_loss']:.4f}")
+        say(f"Calibration raised the log loss to {report['log_loss']:.4f}, from "
+            f"{report['uncalibrated']['log_loss']:.4f}: the validation sounds are too few, or "
+            "differ from these")
 
 
 def print_groups(groups):
@@ -712,8 +713,8 @@ def plot_coverage(path, predictions, threshold):
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xticks([], minor=True)
         panel.set(title=f"Coverage and accuracy, {len(predictions.y)} test sounds",
-                  xlabel="Threshold: the least confidence", xlim=(ticks[0], ticks[-1]),
-                  ylim=(-0.02, 1.02))
+                  xlabel="Threshold: the least confidence", ylabel="Share of the sounds",
+                  xlim=(ticks[0], ticks[-1]), ylim=(-0.02, 1.02))
         panel.grid(color="0.92")
         panel.legend(fontsize=8)
 
@@ -911,7 +912,7 @@ def classify(places, weights, threshold, csv, copy_to=None):
         note = f" at threshold {classifier.threshold:g}" if classifier.threshold else ""
         say("", f"Predicted for {n} sounds{note}: "
                 + ", ".join(f"{name} ({count})" for name, count in counts))
-    if copy_to:
+    if copy_to and n:
         say(f"Copied into {copy_to}")
     return utils.name_skipped(errors)
 
@@ -941,7 +942,8 @@ def describe_run(training, weights, samples):
     return {"weights": str(weights), "network": training.network,
             "features": dataclasses.asdict(training.features),
             "hyperparameters": dataclasses.asdict(training.hyperparameters),
-            "seed": training.seed, "data": str(samples), "date": time.strftime("%Y-%m-%d %H:%M"),
+            "epochs": training.epochs, "flags": training.flags, "seed": training.seed,
+            "data": str(samples), "date": time.strftime("%Y-%m-%d %H:%M"),
             "versions": {"python": platform.python_version(), **versions}}
 
 

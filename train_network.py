@@ -579,7 +579,7 @@ def describe_changes(earlier, training):
         now["--groups"] = before["--groups"]  # the patterns make the same groups
     texts = []
     for key, value in now.items():
-        if isinstance(value, (int, float)) and value != before[key]:
+        if isinstance(value, (int, float)) and before[key] not in (None, value):
             texts.append(f"{key} ({before[key]}, now {value})")
         elif value != before[key]:
             texts.append(key)

@@ -226,7 +226,7 @@ def test_calibration_that_made_the_test_worse_is_said(evaluate, trained, tmp_pat
         training.history[-1]["temperature"] = temperature
         models.save_network(network, training, tmp_path / "w.keras")
         said.append(evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)[1])
-    words = "Calibration made the probabilities worse: log loss "
+    words = "Calibration raised the log loss to "
     assert words not in said[0].out and words in said[1].out
 
 
