@@ -389,10 +389,9 @@ def find_doubtful(predictions):
     The limit of a class is its mean probability over the sounds with that label. A class is likely
     for a sound if its probability reaches the limit. A label may be wrong if the prediction is
     wrong, the most probable likely class is another one, and at least half of its class is
-    recognised. The
-    margin between the confidence and the probability of the label estimates the chance of that. As
-    many labels are doubtful as the margins add up to, those of the largest margins. The network
-    must not have learned from the sounds. Returns bool [shape=(n_sounds,)].
+    recognised. The margin between the confidence and the probability of the label estimates the
+    chance of that. As many labels are doubtful as the margins add up to, those of the largest
+    margins. The network must not have learned from the sounds. Returns bool [shape=(n_sounds,)].
     """
     y = predictions.y
     probabilities = predictions.probabilities

@@ -728,7 +728,10 @@ def find_threshold(threshold, training):
 
 
 def validate_network(network, spectrograms, training):
-    """Score whole validation sounds, and calibrate by them. Returns what calibrate returns."""
+    """Score whole validation sounds, and calibrate by them.
+
+    Returns the dict of calibrate, or {} if there are no such sounds.
+    """
     names = training.split.validation
     if not names:
         return {}
