@@ -403,6 +403,7 @@ def suggest_groups(group, copies):
     stems = {name: stem_of(name).split("/", 1)[1] for name in originals(group, copies)}
     suggested = None
     best = {}  # from each name to its part
+    n_best = 0  # parts, counted in each class
     found = set()
     is_refused = False
     for pattern in list_patterns(stems.values()):
@@ -410,14 +411,14 @@ def suggest_groups(group, copies):
         is_refused |= parts is None
         if not parts or (is_refused and pattern.endswith("$")):
             continue
-        n_of_class, n_best = (len({(class_of(name), part) for name, part in some.items()})
-                              for some in (parts, best))
+        n_of_class = len({(class_of(name), part) for name, part in parts.items()})
         pairs = {(best.get(name), part.removeprefix(best.get(name, "")))
                  for name, part in parts.items()}
         n_combinations = len(found) * len({rest for _, rest in pairs})
         if n_of_class > n_best and (not best or len(pairs) < n_combinations / 2):
             suggested = pattern
             best = parts
+            n_best = n_of_class
             found = set(best.values())
         if len(found) >= ENOUGH_GROUPS:
             break
