@@ -496,8 +496,7 @@ def print_report(report, mistakes):
         f"{report['uncalibrated']['calibration_error']:.4f}")
     if report["log_loss"] > report["uncalibrated"]["log_loss"]:
         say(f"Calibration raised the log loss to {report['log_loss']:.4f}, from "
-            f"{report['uncalibrated']['log_loss']:.4f}: the validation sounds are too few, or "
-            "differ from these")
+            f"{report['uncalibrated']['log_loss']:.4f}")
 
 
 def print_groups(groups):

@@ -24,6 +24,7 @@ import scipy
 from utils import (
     AMIN,
     DISK_FULL,
+    MIN_VALIDATION,
     TOP_DB,
     FeatureSettings,
     Hyperparameters,
@@ -130,8 +131,8 @@ class Training:
 
     @property
     def temperature(self):
-        """The temperature of the calibration, 1 without validation sounds."""
-        return self.history[-1].get("temperature", 1.0) if self.history else 1.0
+        """The temperature of the calibration, the usual one without validation sounds."""
+        return (self.history or [{}])[-1].get("temperature", USUAL_TEMPERATURE)
 
     @property
     def threshold(self):
@@ -154,12 +155,10 @@ class Training:
         """Explain why the validation sounds gave no threshold."""
         n = len(self.split.validation)
         inflation = self.history[-1].get("inflation", 1.0) if self.history else 1.0
-        n_right = math.ceil(math.log(1 - CONFIDENCE) / math.log(TARGET / 100))  # without a mistake
-        n_least = math.ceil(n_right / KEPT_SHARE)
-        if n >= inflation * n_least:
+        if n >= inflation * MIN_VALIDATION:
             return f"the confident ones of the {n} validation sounds hold too many mistakes"
         note = f", which share groups and count as {int(n / inflation)}" if inflation > 1 else ""
-        return f"too few validation sounds ({n}{note}; at least {n_least} are needed)"
+        return f"too few validation sounds ({n}{note}; at least {MIN_VALIDATION} are needed)"
 
     @property
     def n_steps(self):

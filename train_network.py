@@ -26,7 +26,17 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
 import utils
-from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, originals, say, stem_of
+from utils import (
+    MIN_VALIDATION,
+    SUBSETS,
+    Hyperparameters,
+    Split,
+    UserError,
+    class_of,
+    originals,
+    say,
+    stem_of,
+)
 
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
@@ -203,23 +213,28 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
 
     group: dict from each sound to its group, which stays in one subset. copies: dict from each copy
     to its source. test: regular expression; the groups of the sounds whose name it matches are the
-    test sounds instead. held_out: set of the test sounds and their copies, instead of `test`.
-    Returns three sorted lists: training, validation and test sounds. Copies of validation and test
-    sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves a class
-    without sounds to train on.
+    test sounds instead. held_out: set of the test sounds of a fold and their copies, instead of
+    `test`. Returns three sorted lists: training, validation and test sounds. Copies of validation
+    and test sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves
+    a class without sounds to train on.
+
+    There are no validation sounds in a fold, for the test sounds of all folds calibrate the mean of
+    the networks. There are none either if they would be fewer than MIN_VALIDATION: the usual
+    temperature then does as well as one that they choose, and the network learns from them instead.
     """
-    salt = f"{seed} validation"
+    has_validation = held_out is None
     if test:
         held_out = match_groups(group, test, copies)
-    elif held_out:  # each fold validates on others, so that the networks together learn from all
-        salt += f" {min(held_out)}"
-    else:
+    elif held_out is None:
         held_out = hold_out(group, copies, TEST_SHARE, f"{seed} test")
     if not held_out:
         raise UserError("no sounds are left to test on, for the sounds of each class hold the same "
                         "recording or are one group; add other recordings")
     rest = {name: group[name] for name in group if name not in held_out}
-    validation = hold_out(rest, copies, VALIDATION_SHARE, salt)
+    n_validation = VALIDATION_SHARE * count_recordings(rest, copies).total()
+    validation = set()
+    if has_validation and n_validation >= MIN_VALIDATION:
+        validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
     train = sorted(set(rest) - validation)
     return train, originals(validation, copies), originals(held_out, copies)
 
@@ -615,6 +630,7 @@ def build_network(spectrograms, training, weights=None):
 
 def print_training(training, network, device):
     """Print the sounds of each class in each subset, the network and the hyperparameters."""
+    import models
     counts = [Counter(map(class_of, getattr(training.split, subset))) for subset in SUBSETS]
     width = max(len(name) for name in ("Class", *training.classes))
     say(f"{'Class':{width}}" + "".join(f"{subset:>12}" for subset in SUBSETS))
@@ -624,7 +640,8 @@ def print_training(training, network, device):
         say("...")
     say(f"{'all':{width}}" + "".join(f"{of_class.total():>12}" for of_class in counts))
     if not training.split.validation:
-        say("No validation sounds: probabilities are not calibrated")
+        say("No validation sounds: all but the test sounds are learned from, and the usual "
+            f"temperature of {models.USUAL_TEMPERATURE} calibrates")
     if not training.split.test:
         say("No test sounds: evaluation needs another folder, --data")
     for subset, of_class in zip(SUBSETS, counts):

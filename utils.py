@@ -54,6 +54,8 @@ TO_CONVERT = frozenset(  # ffmpeg makes WAV files of these
     ".m4a .m4b .m4r .mp4 .m4v .mov .3gp .3g2 .aac .ac3 .eac3 .dts .wma .wmv .asf .amr .webm .weba "
     ".mka .mkv .avi .flv .mpg .mpeg .ogv .spx .ape .wv .tta .mpc .dsf .dff .ra .rm".split())
 SUBSETS = "train", "validation", "test"  # of a split
+# Fewer validation sounds confirm no threshold, even if all are right (models.choose_threshold).
+MIN_VALIDATION = 95
 SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.csv"
 SUSPICIOUS_FILE = "suspicious.csv"

@@ -230,11 +230,9 @@ def test_calibration_that_made_the_test_worse_is_said(evaluate, trained, tmp_pat
     assert words not in said[0].out and words in said[1].out
 
 
-def test_evaluation_calibrates_by_the_temperature_of_the_validation_sounds(trained):
-    log = read_table(trained / "Results/training_log.csv")
-    assert len({row["temperature"] for row in log}) == len(log)
+def test_evaluation_calibrates_by_the_usual_temperature_without_validation_sounds(trained):
     report = load_json(trained / "Results/metrics.json")
-    assert report["temperature"] == pytest.approx(float(log[-1]["temperature"]))
+    assert report["temperature"] == models.USUAL_TEMPERATURE
     assert report["uncalibrated"]["log_loss"] != report["log_loss"]
 
 
@@ -341,14 +339,14 @@ def test_evaluation_scores_the_threshold_of_the_weights_on_the_test_sounds(
     assert load_json(tmp_path / "metrics.json")["threshold"] == pytest.approx(
         {"threshold": threshold, "coverage": len(kept) / len(rows), "accuracy": accuracy})
     assert (f"\nThreshold  coverage  accuracy\n{threshold:9.4f}  {len(kept) / len(rows):8.4f}  "
-            f"{accuracy:8.4f}  chosen for 95 % accuracy on 3 validation sounds\n") in said.out
+            f"{accuracy:8.4f}  chosen for 95 % accuracy on 0 validation sounds\n") in said.out
     assert f"default, threshold {threshold:.4f}." in (tmp_path / "report.html").read_text()
 
 
 def test_evaluation_says_why_there_is_no_threshold(trained):
     assert load_json(trained / "Results/metrics.json")["threshold"] is None
     said = (trained / "eval.txt").read_text()
-    reason = "too few validation sounds (3; at least 95 are needed)"
+    reason = "too few validation sounds (0; at least 95 are needed)"
     assert f"\nNo threshold for 95 %: {reason}\n" in said
     assert "Threshold  coverage" not in said
 
@@ -724,8 +722,7 @@ def test_weights_without_threshold_say_why_and_what_to_do(trained):
     training = models.load_training(trained / "weights.keras")
     split = training.split
     for n, reason in ((0, "too few validation sounds"), (400, "too many mistakes")):
-        training.split = dataclasses.replace(
-            split, validation=split.validation[:1] * n, unused=split.unused + split.validation)
+        training.split = dataclasses.replace(split, validation=split.test[:1] * n)
         with pytest.raises(utils.UserError, match=f"auto: no threshold for 95 %: .*{reason}"):
             models.find_threshold("auto", training)
     assert models.find_threshold(0.5, training) == 0.5

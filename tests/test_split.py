@@ -18,6 +18,11 @@ COPIES = [f"{name[:-4]}_aug{k}.wav" for name in NAMES for k in ("1", "10", "1_au
 FORTY = [f"{c}/{i:02d}.wav" for c in "ab" for i in range(40)]
 
 
+@pytest.fixture(autouse=True)
+def small_sets_have_validation_sounds(monkeypatch):
+    monkeypatch.setattr(train_network, "MIN_VALIDATION", 0)
+
+
 def make_spectrogram(key):
     """A spectrogram unlike those of other keys. [shape=(16, 20)]"""
     rng = np.random.default_rng(zlib.crc32(str(key).encode()))
@@ -69,6 +74,19 @@ def test_one_in_five_of_each_class_is_for_testing(capsys):
     assert Counter(map(class_of, test)) == {"a": 20, "b": 10, "c": 1, "d": 1}
     assert Counter(map(class_of, validation)) == {"a": 12, "b": 6, "c": 1}
     assert sorted(train + validation + test) == sorted(NAMES)
+
+
+def test_all_but_the_test_sounds_train_where_too_few_would_validate(monkeypatch):
+    names = [f"{c}/{i:03d}.wav" for c in "ab" for i in range(100)]
+    copies = [f"{name[:-4]}_aug1.wav" for name in names]
+    _, validation, test = before = subsets(names + copies)
+    assert len(validation) == 24
+    monkeypatch.setattr(train_network, "MIN_VALIDATION", 24)  # copies do not count
+    assert subsets(names + copies) == before
+    monkeypatch.setattr(train_network, "MIN_VALIDATION", 25)
+    train, validation, same = subsets(names + copies)
+    assert not validation and same == test
+    assert sorted({*train, *same} & {*names}) == names and len(train) == 2 * (200 - len(test))
 
 
 def test_seed_decides_and_order_of_listing_changes_nothing():
@@ -314,7 +332,7 @@ def test_folds_hold_every_sound_once_and_each_class_evenly():
     assert found == folds(NAMES[::-1] + COPIES, 5) != folds(NAMES + COPIES, 5, seed=1)
     train, validation, test = subsets(NAMES + COPIES, held_out=found[2])
     assert test == sorted(found[2] & set(NAMES))
-    assert not found[2] & {*train, *validation} and validation
+    assert not found[2] & {*train} and not validation
 
 
 def test_networks_of_all_folds_together_learn_from_all_sounds():
