@@ -980,7 +980,7 @@ def main():
         n_skipped += n_unread
 
     # Measure and print.
-    threshold = None if args.folds else scored[0][0].threshold  # each fold has its own
+    threshold = None if args.folds else scored[0][0].threshold  # folds have none
     if args.folds:
         predictions = pool_folds([some for _, some in scored])
         folds = [measure_scores(some) | describe_training(training) for training, some in scored]

@@ -132,7 +132,9 @@ class Training:
     @property
     def temperature(self):
         """The temperature of the calibration, the usual one without validation sounds."""
-        return (self.history or [{}])[-1].get("temperature", USUAL_TEMPERATURE)
+        is_plain = self.hyperparameters.mixup == self.hyperparameters.smoothing == 0
+        usual = 1.0 if is_plain else USUAL_TEMPERATURE  # mixed or smoothed labels lower confidence
+        return (self.history or [{}])[-1].get("temperature", usual)
 
     @property
     def threshold(self):
@@ -140,11 +142,10 @@ class Training:
         return self.history[-1].get("threshold") if self.history else None
 
     def find_groups(self, names):
-        """Find the group of each sound: of test sounds as the split had it, else by its name."""
-        known = dict(zip(self.split.test, self.split.test_groups))
+        """Find the group of each sound: as the split had it, or else by its name."""
         pattern = self.flags.get("--groups")
         pattern = pattern and re.compile(pattern)
-        return [known.get(name) or find_group(name, pattern) for name in names]
+        return [self.split.groups.get(name) or find_group(name, pattern) for name in names]
 
     @property
     def is_mean(self):
@@ -156,7 +157,8 @@ class Training:
         n = len(self.split.validation)
         inflation = self.history[-1].get("inflation", 1.0) if self.history else 1.0
         if n >= inflation * MIN_VALIDATION:
-            return f"the confident ones of the {n} validation sounds hold too many mistakes"
+            return (f"the confident ones of the {n} validation sounds hold too many mistakes, or "
+                    "nearly all are equally confident")
         note = f", which share groups and count as {int(n / inflation)}" if inflation > 1 else ""
         return f"too few validation sounds ({n}{note}; at least {MIN_VALIDATION} are needed)"
 
@@ -721,8 +723,8 @@ def find_threshold(threshold, training):
         return threshold
     if training.threshold is None:
         reason = training.explain_no_threshold()
-        raise UserError(f"--threshold auto: no threshold for {TARGET} %: {reason}; add sounds and "
-                        "train again, or name a number, such as --threshold 0.9")
+        raise UserError(f"--threshold auto: no threshold for {TARGET} %: {reason}; add sounds, "
+                        "train with --folds 5, or name a number, such as --threshold 0.9")
     return training.threshold
 
 
@@ -736,20 +738,20 @@ def validate_network(network, spectrograms, training):
         return {}
     sounds = ((name, spectrograms[name]) for name in names)
     probabilities = np.stack([row for _, row in predict_sounds(network, sounds)])
-    return calibrate(names, probabilities, training.classes, training.find_groups(names))
+    return calibrate(names, probabilities, training)
 
 
-def calibrate(names, probabilities, classes, groups):
+def calibrate(names, probabilities, training):
     """Calibrate by sounds that were not learned. probabilities: [shape=(n_sounds, n_classes)].
 
-    groups: the group of each sound. Returns a dict of the loss, accuracy, temperature, inflation
-    (see measure_inflation) and, if there is one, the threshold.
+    Returns a dict of the loss, accuracy, temperature, inflation (see measure_inflation) and, if
+    there is one, the threshold.
     """
-    labels = one_hot(names, classes)  # (n_sounds, n_classes)
+    labels = one_hot(names, training.classes)  # (n_sounds, n_classes)
     y = labels.argmax(axis=1)
     losses = -np.log(np.maximum(probabilities[labels > 0], 1e-7))
     is_right = probabilities.argmax(axis=1) == y
-    inflation = measure_inflation(is_right, groups)
+    inflation = measure_inflation(is_right, training.find_groups(names))
     temperature = fit_temperature(labels, probabilities)
     threshold = choose_threshold(y, apply_temperature(probabilities, temperature), inflation)
     scores = {"val_loss": float(losses.mean()), "val_accuracy": float(is_right.mean()),

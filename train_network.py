@@ -213,16 +213,11 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
 
     group: dict from each sound to its group, which stays in one subset. copies: dict from each copy
     to its source. test: regular expression; the groups of the sounds whose name it matches are the
-    test sounds instead. held_out: set of the test sounds of a fold and their copies, instead of
-    `test`. Returns three sorted lists: training, validation and test sounds. Copies of validation
-    and test sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves
-    a class without sounds to train on.
-
-    There are no validation sounds in a fold, for the test sounds of all folds calibrate the mean of
-    the networks. There are none either if they would be fewer than MIN_VALIDATION: the usual
-    temperature then does as well as one that they choose, and the network learns from them instead.
+    test sounds instead. held_out: set of the test sounds and their copies, instead of `test`.
+    Returns three sorted lists: training, validation and test sounds. Copies of validation and test
+    sounds are left out. Raises UserError if there are no test sounds, or if `test` leaves a class
+    without sounds to train on.
     """
-    has_validation = held_out is None
     if test:
         held_out = match_groups(group, test, copies)
     elif held_out is None:
@@ -231,10 +226,7 @@ def split_sounds(group, copies, seed, test=None, held_out=None):
         raise UserError("no sounds are left to test on, for the sounds of each class hold the same "
                         "recording or are one group; add other recordings")
     rest = {name: group[name] for name in group if name not in held_out}
-    n_validation = VALIDATION_SHARE * count_recordings(rest, copies).total()
-    validation = set()
-    if has_validation and n_validation >= MIN_VALIDATION:
-        validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation")
+    validation = hold_out(rest, copies, VALIDATION_SHARE, f"{seed} validation", least=0)
     train = sorted(set(rest) - validation)
     return train, originals(validation, copies), originals(held_out, copies)
 
@@ -323,15 +315,15 @@ def match_groups(group, test, copies):
     return held_out
 
 
-def hold_out(group, copies, share, salt):
-    """Choose about `share` of each class, in whole groups. Returns a set of names.
+def hold_out(group, copies, share, salt, least=1):
+    """Choose about `share` of each class, and at least `least`, in whole groups.
 
-    group: dict from each sound to its group. The first of N_DRAWS draws is taken that has sounds of
-    each class, and numbers near the shares. If there is none, the best is. A new sound moves few
-    others, because the first draw is nearly always good.
+    group: dict from each sound to its group. Returns a set of names. The first of N_DRAWS draws is
+    taken that has sounds of each class, and numbers near the shares. If there is none, the best is.
+    A new sound moves few others, because the first draw is nearly always good.
     """
     sizes = count_recordings(group, copies)
-    wanted = {name: min(max(1, round(share * n)), n - 1) for name, n in sizes.items()}
+    wanted = {name: min(max(least, round(share * n)), n - 1) for name, n in sizes.items()}
     pairs = {(class_of(name), key) for name, key in group.items()}
     n_groups = Counter(name for name, _ in pairs)
     best = len(wanted) + 1, True  # worse than any draw
@@ -340,7 +332,7 @@ def hold_out(group, copies, share, salt):
         counts = count_recordings(drawn, copies)
         deviation = sum(abs(counts[name] - n) for name, n in wanted.items())
         is_far = deviation > MAX_DEVIATION * sum(wanted.values())
-        n_bare = sum(not counts[name] for name in wanted if n_groups[name] > 1)
+        n_bare = sum(not counts[name] for name, n in wanted.items() if n and n_groups[name] > 1)
         if (n_bare, is_far) < best:
             best = n_bare, is_far
             held_out = drawn
@@ -511,11 +503,11 @@ def leave_out_seen(train, validation, test, groups):
 def choose_split(groups, contents, copies, seed, test=None, held_out=None, earlier=None):
     """Split the sounds, and print what is left out. Returns a Split.
 
-    test, held_out: as in split_sounds. earlier: the Training of earlier weights.
+    test, held_out: as in split_sounds. earlier: the Training of earlier weights. Fewer than
+    MIN_VALIDATION sounds are trained on instead: the usual temperature does as well as one that so
+    few would choose. So are those of a fold, for the test sounds of all folds calibrate the mean.
     """
     train, validation, tested = split_sounds(groups.of, copies, seed, test, held_out)
-    if n_unused := len(groups.of) - len(train) - len(validation) - len(tested):
-        say(f"{n_unused} copies of validation and test sounds stay unused")
     learned, seen = [], []
     if earlier:
         train, validation, tested = leave_out_seen(train, validation, tested, groups)
@@ -523,9 +515,15 @@ def choose_split(groups, contents, copies, seed, test=None, held_out=None, earli
         if held_out and not tested:
             raise UserError("a fold has no test sounds left, for --weights was trained on them; "
                             "use other folds, or leave out --weights")
+    if held_out or len(validation) < MIN_VALIDATION:
+        sources = {*train, *validation}
+        train = sorted(name for name in groups.of if copies.get(name, name) in sources)
+        validation = []
     unused = sorted(set(groups.of) - {*train, *validation, *tested})
-    return Split(train, validation, tested, unused, [groups.of[name] for name in tested], contents,
-                 seen, learned)
+    if n_copies := len(copies.keys() & unused):
+        say(f"{n_copies} copies of validation and test sounds stay unused")
+    held = {name: groups.of[name] for name in (*validation, *tested)}
+    return Split(train, validation, tested, unused, held, contents, seen, learned)
 
 
 def join_splits(splits):
@@ -533,8 +531,9 @@ def join_splits(splits):
     train = sorted({name for split in splits for name in split.train})
     tested = sorted({name for split in splits for name in split.test})
     unused = sorted(splits[0].contents.keys() - {*train, *tested})
+    groups = {name: key for split in splits for name, key in split.groups.items()}
     return dataclasses.replace(splits[0], train=train, validation=tested, test=[], unused=unused,
-                               test_groups=[])
+                               groups=groups)
 
 
 def note_suggested_groups(group, copies):
@@ -591,7 +590,7 @@ def describe_changes(earlier, training):
     if has_other_split or earlier.features != training.features:
         for key in ("epochs", "n_frames"):  # they follow from the lengths of the sounds, in frames
             now.pop(key)
-    elif training.split.test and earlier.split.test_groups == training.split.test_groups:
+    elif earlier.split.groups == training.split.groups:
         now["--groups"] = before["--groups"]  # the patterns make the same groups
     texts = []
     for key, value in now.items():
@@ -630,7 +629,6 @@ def build_network(spectrograms, training, weights=None):
 
 def print_training(training, network, device):
     """Print the sounds of each class in each subset, the network and the hyperparameters."""
-    import models
     counts = [Counter(map(class_of, getattr(training.split, subset))) for subset in SUBSETS]
     width = max(len(name) for name in ("Class", *training.classes))
     say(f"{'Class':{width}}" + "".join(f"{subset:>12}" for subset in SUBSETS))
@@ -640,8 +638,8 @@ def print_training(training, network, device):
         say("...")
     say(f"{'all':{width}}" + "".join(f"{of_class.total():>12}" for of_class in counts))
     if not training.split.validation:
-        say("No validation sounds: all but the test sounds are learned from, and the usual "
-            f"temperature of {models.USUAL_TEMPERATURE} calibrates")
+        say("No validation sounds: the temperature that calibrates is the usual one, "
+            f"{training.temperature}")
     if not training.split.test:
         say("No test sounds: evaluation needs another folder, --data")
     for subset, of_class in zip(SUBSETS, counts):
@@ -714,8 +712,7 @@ def train_folds(training, splits, spectrograms, places, weights=None, n_devices=
         predicted += utils.show_progress(models.predict_sounds(network, sounds), len(split.test),
                                          f"Scoring fold {k}")
     names, probabilities = zip(*predicted)
-    groups = [group for split in splits for group in split.test_groups]
-    scores = models.calibrate(names, np.stack(probabilities), training.classes, groups)
+    scores = models.calibrate(names, np.stack(probabilities), training)
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("loss", "accuracy")}
     training.history.append(means | {"seconds": sum(row["seconds"] for row in rows)} | scores)
     models.save_network(models.average_networks(networks), training, places.save)

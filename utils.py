@@ -888,8 +888,8 @@ class Hyperparameters:
 
     layers: int = hyperparameter(3, 4, "blocks of the network", 1, 11)
     filters: int = hyperparameter(16, 32, "filters of the first block", 1, 2**32)
-    batch_size: int = hyperparameter(16, 128, "windows in a step", 1, 2**32)
-    learning_rate: float = hyperparameter(2e-3, 1.0, "peak learning rate", 1e-9, math.inf)
+    batch_size: int = hyperparameter(16, 128, "windows in a step", 1, 2**16)
+    learning_rate: float = hyperparameter(2e-3, 1.0, "peak learning rate", 1e-9, 1e38)
     mixup: float = hyperparameter(0.3, 0, "strength of mixup; 0 turns it off", 0, 2**32)
     masks: int = hyperparameter(
         2, 0, "masks on bands, and masks on times, in each window", 0, 100)
@@ -940,7 +940,7 @@ class Split:
     validation: list  # names of originals
     test: list
     unused: list  # copies of validation and test sounds, and what earlier weights used
-    test_groups: list  # the group of each test sound
+    groups: dict  # from each validation and test sound to its group
     contents: dict  # from the name of each sound to the hash of its spectrogram
     seen: list  # [name, hash] of the sounds that earlier weights learned from or validated on
     learned: list  # [name, hash] of those that they learned from
@@ -948,7 +948,7 @@ class Split:
     def __post_init__(self):
         check_types(self)
         names = {*self.train, *self.validation, *self.test, *self.unused}
-        if names != self.contents.keys() or len(self.test) != len(self.test_groups):
+        if names != self.contents.keys() or {*self.validation, *self.test} != self.groups.keys():
             raise ValueError("split: its lists contradict one another")
 
 

@@ -119,7 +119,7 @@ def score_forest(folder, seed):
     probabilities = forest.predict_proba(describe(folder, split.test))
     predictions = eval_network.Predictions(
         split.test, models.class_indices(split.test, classes), probabilities, probabilities,
-        split.test_groups, classes)
+        training.find_groups(split.test), classes)
     return eval_network.measure_scores(predictions) | {"seconds": 0}
 
 

@@ -78,8 +78,8 @@ MUTATIONS = [
     Mutation("test sounds in the normalisation", "build_network",
              "sounds = (spectrograms[name] for name in training.split.train)",
              "sounds = spectrograms.values()", "training choose_neither"),
-    Mutation("small sets keep sounds for validation", "split_sounds",
-             "n_validation >= MIN_VALIDATION", "n_validation", "split too_few"),
+    Mutation("small sets keep sounds for validation", "choose_split",
+             "len(validation) < MIN_VALIDATION", "not validation", "split too_few"),
     Mutation("the mean is one of the networks", "average_networks",
              "layers.Average()(outputs)", "outputs[0]", "evaluation mean_of_the_folds"),
     # features

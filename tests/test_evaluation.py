@@ -148,7 +148,7 @@ def test_interval_over_groups_holds_the_true_accuracy(n_groups, size, correlatio
 def test_groups_are_those_of_the_split_or_else_of_the_names(trained):
     training = models.load_training(trained / "weights.keras")
     names = training.split.test[:2] + ["a/y-3.wav", "b/y-3.wav"]
-    training.split.test_groups[:2] = "12"
+    training.split.groups.update(zip(names[:2], "12"))
     assert training.find_groups(names) == ["1", "2", "a/y-3", "b/y-3"]
     training.flags["--groups"] = "^[^-]+"
     assert training.find_groups(names) == ["1", "2", "y", "y"]
@@ -171,7 +171,8 @@ def test_groups_of_the_weights_widen_the_interval_and_are_printed(trained, evalu
     assert f"{low:.2f} to\n{high:.2f}.\nIf the test is repeated with other sounds" in page
     assert "The interval is too narrow if sounds share a speaker" in page
     network, training = models.load_network(trained / "weights.keras")
-    training.split = dataclasses.replace(training.split, test_groups=list("aabbcc"))
+    training.split = dataclasses.replace(
+        training.split, groups=dict(zip(training.split.test, "aabbcc")))
     training.flags["--groups"] = "."
     models.save_network(network, training, tmp_path / "w.keras")
     _, said = evaluate(trained, "--weights", tmp_path / "w.keras", "--results", tmp_path)

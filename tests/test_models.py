@@ -21,7 +21,8 @@ def make_training(train=("a/0.wav", "b/1.wav", "c/2.wav"), validation=(), test=(
                   network="default", n_frames=24, epochs=20, **changes):
     """A Training on sounds of these names. changes: of the hyperparameters."""
     names = [*train, *validation, *test]
-    split = Split([*train], [*validation], [*test], [], [*test], dict.fromkeys(names, ""), [], [])
+    groups = {name: name for name in (*validation, *test)}
+    split = Split([*train], [*validation], [*test], [], groups, dict.fromkeys(names, ""), [], [])
     hyperparameters = dataclasses.replace(Hyperparameters.of_network(network), **changes)
     return models.Training(sorted({models.class_of(name) for name in names}),
                            FeatureSettings(8000, 32, 512, 128), network, hyperparameters,
@@ -57,6 +58,12 @@ def test_input_is_normalised_by_the_training_sounds_each_of_which_counts_alike()
     squares = np.mean([np.square(x).mean(axis=1) for x in normalised], axis=0)
     np.testing.assert_allclose(means, 0, atol=1e-3)
     np.testing.assert_allclose(squares, 1, atol=1e-3)
+
+
+def test_usual_temperature_suits_labels_that_are_mixed_or_smoothed():
+    for flags, expected in (({}, 0.7), ({"mixup": 0.0}, 0.7), ({"smoothing": 0.0}, 0.7),
+                            ({"mixup": 0.0, "smoothing": 0.0}, 1)):
+        assert make_training(**flags).temperature == expected
 
 
 def test_validation_and_test_sounds_do_not_choose_the_normalisation():

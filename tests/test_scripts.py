@@ -148,7 +148,7 @@ def test_set_of_two_sounds_a_class_and_the_2017_network_work_from_end_to_end(tmp
         "--seed", 7, "--results", "r", cwd=tmp_path).stdout
     following = f"{ROOT}/eval_network.py --preproc p --results r --weights w/old.keras"
     assert f"Next: python {following}\n" in said
-    assert "No validation sounds: all but the test sounds are learned from" in said
+    assert "No validation sounds: the temperature that calibrates is the usual one, 1.0\n" in said
     evaluate(tmp_path, *places, "--weights", "w/old.keras", "--results", "r")
     assert load_json(tmp_path / "r/metrics.json")["n_test"] == 3
 

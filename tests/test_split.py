@@ -87,6 +87,10 @@ def test_all_but_the_test_sounds_train_where_too_few_would_validate(monkeypatch)
     train, validation, same = subsets(names + copies)
     assert not validation and same == test
     assert sorted({*train, *same} & {*names}) == names and len(train) == 2 * (200 - len(test))
+    second = split(names, 1, earlier=SimpleNamespace(split=split(names)))  # which moves some more
+    assert not second.validation and len(second.train) == 160 and len(second.test) < 40
+    threes = [f"{c}/{i}.wav" for c in range(200) for i in range(3)]  # one of two would be too many
+    assert list(map(len, subsets(threes))) == [400, 0, 200]
 
 
 def test_seed_decides_and_order_of_listing_changes_nothing():
@@ -149,6 +153,7 @@ def test_identical_sounds_and_two_levels_of_a_recording_stay_with_copies_and_for
     found = split(names, seed, special=special)
     sides = [{*found.train}, {*found.validation, *found.unused}, {*found.test, *found.unused}]
     assert any(together <= side for side in sides)
+    assert len({found.groups[name] for name in together & found.groups.keys()}) <= 1
     for fold in folds(names, 3, seed=seed, special=special):
         assert len(fold & together) in (0, 6)
 

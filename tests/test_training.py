@@ -324,7 +324,8 @@ def test_finished_training_is_not_replaced_without_being_told(train, sounds):
     # The number of epochs follows from the frames of the training sounds: no difference of its own.
     split = training.split
     moved = dataclasses.replace(split, train=split.train[1:],
-                                validation=[*split.validation, split.train[0]])
+                                validation=[*split.validation, split.train[0]],
+                                groups=split.groups | {split.train[0]: "x"})
     other = dataclasses.replace(training, split=moved, epochs=2, flags={"--groups": "x"})
     assert train_network.describe_changes(training, other) == (
         "differs from this training in --groups")
@@ -482,7 +483,7 @@ def test_batches_read_no_more_than_their_windows_and_keep_no_hold_of_them():
     sounds = {name: Watched(np.zeros((8, 10_000), np.float32)) for name in names}
     training = models.Training(
         ["a", "b"], utils.default_settings(8000), "default", Hyperparameters(), 16, 0, 1, {}, None,
-        None, Split(names, [], [], [], [], dict.fromkeys(names, ""), [], []))
+        None, Split(names, [], [], [], {}, dict.fromkeys(names, ""), [], []))
     batches = models.Batches(sounds, training, np.zeros((8, 1), np.float32))
     batches[0]
     assert sum(sound.n_read for sound in sounds.values()) == 16 * 8 * 16

@@ -341,7 +341,7 @@ def hostile_weights(place, folder, rng):
     training = json.loads(members["training.json"])
     for name in ("../secret/00.wav", "../../secret/00.wav", str(folder / "secret/00.wav")):
         training["split"]["test"].append(name)
-        training["split"]["test_groups"].append(name)
+        training["split"]["groups"][name] = name
         training["split"]["contents"][name] = ""
     members["training.json"] = json.dumps(training).encode()
     (inner / "weights.keras").write_bytes(pack(members))
