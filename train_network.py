@@ -26,17 +26,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
 import utils
-from utils import (
-    MIN_VALIDATION,
-    SUBSETS,
-    Hyperparameters,
-    Split,
-    UserError,
-    class_of,
-    originals,
-    say,
-    stem_of,
-)
+from utils import SUBSETS, Hyperparameters, Split, UserError, class_of, originals, say, stem_of
 
 TEST_SHARE = 0.2  # of the sounds of each class
 VALIDATION_SHARE = 0.15  # of the sounds that are not for testing
@@ -515,7 +505,7 @@ def choose_split(groups, contents, copies, seed, test=None, held_out=None, earli
         if held_out and not tested:
             raise UserError("a fold has no test sounds left, for --weights was trained on them; "
                             "use other folds, or leave out --weights")
-    if held_out or len(validation) < MIN_VALIDATION:
+    if held_out or len(validation) < utils.MIN_VALIDATION:
         sources = {*train, *validation}
         train = sorted(name for name in groups.of if copies.get(name, name) in sources)
         validation = []

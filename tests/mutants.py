@@ -79,7 +79,7 @@ MUTATIONS = [
              "sounds = (spectrograms[name] for name in training.split.train)",
              "sounds = spectrograms.values()", "training choose_neither"),
     Mutation("small sets keep sounds for validation", "choose_split",
-             "len(validation) < MIN_VALIDATION", "not validation", "split too_few"),
+             "len(validation) < utils.MIN_VALIDATION", "not validation", "split too_few"),
     Mutation("the mean is one of the networks", "average_networks",
              "layers.Average()(outputs)", "outputs[0]", "evaluation mean_of_the_folds"),
     # features

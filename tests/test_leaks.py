@@ -207,7 +207,7 @@ def command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train_network, "fit_network", skip_fit)
     monkeypatch.setattr(train_network, "plot_curves", lambda *args: None)
     monkeypatch.setattr(models, "compile_network", lambda *args: None)
-    monkeypatch.setattr(train_network, "MIN_VALIDATION", 0)
+    monkeypatch.setattr(utils, "MIN_VALIDATION", 0)
     in_workers = utils.map_in_workers  # not in processes, which start slowly
     monkeypatch.setattr(utils, "map_in_workers", lambda function, names, jobs, dask, folder:
                         in_workers(function, names, 0, None, folder))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import train_network
+import utils
 from train_network import MAX_TWINS, check_classes, check_groups, choose_split, suggest_groups
 from utils import SUBSETS, UserError, class_of, find_copies, find_group, hash_content, save_csv
 
@@ -20,7 +21,7 @@ FORTY = [f"{c}/{i:02d}.wav" for c in "ab" for i in range(40)]
 
 @pytest.fixture(autouse=True)
 def small_sets_have_validation_sounds(monkeypatch):
-    monkeypatch.setattr(train_network, "MIN_VALIDATION", 0)
+    monkeypatch.setattr(utils, "MIN_VALIDATION", 0)
 
 
 def make_spectrogram(key):
@@ -81,9 +82,9 @@ def test_all_but_the_test_sounds_train_where_too_few_would_validate(monkeypatch)
     copies = [f"{name[:-4]}_aug1.wav" for name in names]
     _, validation, test = before = subsets(names + copies)
     assert len(validation) == 24
-    monkeypatch.setattr(train_network, "MIN_VALIDATION", 24)  # copies do not count
+    monkeypatch.setattr(utils, "MIN_VALIDATION", 24)  # copies do not count
     assert subsets(names + copies) == before
-    monkeypatch.setattr(train_network, "MIN_VALIDATION", 25)
+    monkeypatch.setattr(utils, "MIN_VALIDATION", 25)
     train, validation, same = subsets(names + copies)
     assert not validation and same == test
     assert sorted({*train, *same} & {*names}) == names and len(train) == 2 * (200 - len(test))

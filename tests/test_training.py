@@ -38,7 +38,7 @@ def sounds(preprocessed):
 def train(sounds, monkeypatch, capsys):
     """A function that trains a few steps an epoch in the folder `sounds`. Returns its output."""
     monkeypatch.setattr(models, "MIN_STEPS", N_STEPS)
-    monkeypatch.setattr(train_network, "MIN_VALIDATION", 0)
+    monkeypatch.setattr(utils, "MIN_VALIDATION", 0)
 
     def call(*args, small=SMALL):
         monkeypatch.setattr(sys, "argv", ["train_network.py", *small, *map(str, args)])
@@ -222,7 +222,7 @@ KILLED = f"""
 import os, sys; sys.path.insert(0, {str(ROOT)!r}); import models, train_network, utils
 name, when, is_after = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1) == "after"
 models.MIN_STEPS = {N_STEPS}
-train_network.MIN_VALIDATION = 0
+utils.MIN_VALIDATION = 0
 where = os if hasattr(os, name) else models
 function, called = getattr(where, name), []
 def killed(*args, **kwargs):
