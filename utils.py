@@ -889,7 +889,7 @@ class Hyperparameters:
     layers: int = hyperparameter(3, 4, "blocks of the network", 1, 11)
     filters: int = hyperparameter(16, 32, "filters of the first block", 1, 2**32)
     batch_size: int = hyperparameter(16, 128, "windows in a step", 1, 2**16)
-    learning_rate: float = hyperparameter(2e-3, 1.0, "peak learning rate", 1e-9, 1e38)
+    learning_rate: float = hyperparameter(5e-3, 1.0, "peak learning rate", 1e-9, 1e38)
     mixup: float = hyperparameter(0.3, 0, "strength of mixup; 0 turns it off", 0, 2**32)
     masks: int = hyperparameter(
         2, 0, "masks on bands, and masks on times, in each window", 0, 100)

@@ -109,7 +109,7 @@ def make_step(n_frames):
     rng = np.random.default_rng(0)
     names = [f"{'abcdefghijkl'[k % 12]}/{k}" for k in range(320)]
     sounds = {name: rng.normal(-40, 10, (96, n_frames)).astype(np.float32) for name in names}
-    split = utils.Split(names, [], [], [], [], dict.fromkeys(names, ""), [], [])
+    split = utils.Split(names, [], [], [], {}, dict.fromkeys(names, ""), [], [])
     training = models.Training(
         list("abcdefghijkl"), utils.FeatureSettings(44100, 96, 2048, 512), "default",
         utils.Hyperparameters(), n_frames, 0, 20, {}, None, None, split)
@@ -124,11 +124,14 @@ def measure_step(n_frames):
         by_keras, batches = make_step(n_frames)
         with mock.patch.object(models.layers, "BatchNormalization", lambda momentum: lambda x: x):
             bare, _ = make_step(n_frames)
+    with mock.patch.object(models, "Muon", models.keras.optimizers.AdamW):
+        adamw, _ = make_step(n_frames)
     network, _ = make_step(n_frames)
     batch = batches[0]
     parts = {"a batch of windows": lambda: batches[0],
              "forward pass": lambda: network.predict_on_batch(batch[0]),
              "step without batch normalisation": lambda: bare.train_on_batch(*batch),
+             "step with AdamW alone": lambda: adamw.train_on_batch(*batch),
              "step": lambda: network.train_on_batch(*batch),
              "step with Keras's batch normalisation": lambda: by_keras.train_on_batch(*batch)}
     times = {name: [] for name in parts}

@@ -97,14 +97,43 @@ def test_default_network_and_its_optimizer_are_those_of_the_hyperparameters():
     assert settings_of(network, "Dropout", "rate") == [(0.2,)]
     models.compile_network(network, make_training())  # 20 epochs of 60 steps
     optimizer = network.optimizer
-    assert type(optimizer).__name__ == "AdamW"
+    assert type(optimizer) is models.Muon
     assert (optimizer.weight_decay, optimizer.clipnorm) == (0.05, 1.0)
     rates = []
     for step in range(0, 1201, 60):
         optimizer.iterations.assign(step)
         rates.append(float(optimizer.learning_rate))
-    assert rates[0] == pytest.approx(0.0002) and max(rates) == rates[1] == pytest.approx(0.002)
+    assert rates[0] == pytest.approx(0.0005) and max(rates) == rates[1] == pytest.approx(0.005)
     assert rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] == 0
+
+
+def run_steps(kind, shapes, n_steps=3):
+    """Variables of these shapes before and after steps of an optimizer with random gradients."""
+    keras = models.keras
+    rng = np.random.default_rng(0)
+    optimizer = kind(0.01, weight_decay=0)
+    before = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    variables = [keras.Variable(values) for values in before]
+    for _ in range(n_steps):
+        gradients = [keras.ops.convert_to_tensor(rng.normal(size=shape), "float32")
+                     for shape in shapes]
+        optimizer.apply(gradients, variables)
+    return before, list(map(keras.ops.convert_to_numpy, variables))
+
+
+@pytest.mark.parametrize("shape, rows", [((3, 3, 16, 16), 144), ((5, 5, 1, 32), 32)])
+def test_muon_moves_the_kernel_of_a_convolution_equally_far_in_all_directions(shape, rows):
+    before, after = run_steps(models.Muon, [shape], n_steps=1)
+    step = (before[0] - after[0]).reshape(-1, shape[-1]) / (0.01 * 0.2 * rows**0.5)
+    sizes = np.linalg.svd(step, compute_uv=False)
+    assert 0.6 < sizes.min() and sizes.max() < 1.3
+
+
+def test_muon_is_adamw_for_all_but_kernels_of_convolutions():
+    shapes = (16,), (64, 3)
+    for own, expected in zip(*(run_steps(kind, shapes)[1] for kind in
+                               (models.Muon, models.keras.optimizers.AdamW)), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-6)
 
 
 @pytest.mark.skipif(models.keras.backend.backend() != "tensorflow", reason="only for TensorFlow")
@@ -223,9 +252,9 @@ def test_batches_of_an_epoch_hold_every_sound_equally_often_and_all_have_one_sha
 
 
 @pytest.mark.parametrize("lengths, n_steps, per_epoch", [
-    ([100] * 400, 2400, 60),  # in frames
-    ([28] * 2300, 3045, 144),
-    ([100_000] * 20, 1717, 60),  # of which 1,024 count
+    ([100] * 400, 2000, 60),  # in frames
+    ([28] * 2300, 2538, 144),
+    ([100_000] * 20, 1431, 60),  # of which 1,024 count
     ([9] * 100_000, 62_500, 6250)])
 def test_steps_grow_with_the_root_of_all_frames_but_each_sound_gets_ten_epochs(
         lengths, n_steps, per_epoch):

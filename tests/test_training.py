@@ -81,7 +81,7 @@ def test_table_log_and_curves(train, sounds):
         r"all +21 +3 +6", before)
     assert re.search(r"default, \d+ weights, window \d+ frames \(0\.\d+ s\), tensorflow on", before)
     assert "8000 Hz, 96 mels" in before
-    assert "batch_size 16, learning_rate 0.002, mixup 0.3, masks 2, shift 0.1" in before
+    assert "batch_size 16, learning_rate 0.005, mixup 0.3, masks 2, shift 0.1" in before
     assert len(epochs) == 2
     for line in epochs:
         assert re.match(r"\d  loss \d\.\d+  accuracy .*validation loss .*validation accuracy .* "
@@ -161,7 +161,7 @@ def test_learning_rate_falls_along_a_cosine_and_each_epoch_has_batches_of_its_ow
     n_warmup = 4 * N_STEPS // 20
     n_falling = 4 * N_STEPS - n_warmup
     shares = [(N_STEPS * epoch - n_warmup) / n_falling for epoch in (1, 2, 3, 4)]
-    assert rates == pytest.approx([0.001 * (1 + math.cos(math.pi * x)) for x in shares], abs=1e-6)
+    assert rates == pytest.approx([0.0025 * (1 + math.cos(math.pi * x)) for x in shares], abs=1e-6)
     for before, after in itertools.pairwise(batches[-4:]):
         assert not np.array_equal(before, after)
 
@@ -349,7 +349,7 @@ def test_stopped_training_of_other_settings_is_not_continued(train, sounds, stop
     train("--epochs", 1)
     before = (sounds / "weights.keras").read_bytes()
     stop("--epochs", 2, "--fresh")
-    other = r"weights.unfinished.keras: .*learning_rate \(0.002, now 0.1\).*--fresh"
+    other = r"weights.unfinished.keras: .*learning_rate \(0.005, now 0.1\).*--fresh"
     with pytest.raises(UserError, match=other):
         train("--epochs", 2, "--learning-rate", 0.1)
     assert (sounds / "weights.keras").read_bytes() == before
