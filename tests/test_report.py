@@ -452,13 +452,13 @@ def test_a_player_started_by_a_key_keeps_the_focus(page):
 
 def test_a_click_on_a_spectrogram_plays_and_stops_it_alone(page):
     for selector in ("#mistakes > li", "#examples li"):
-        image = page.locator(f"{selector} .spectrogram").first
-        image.click()
+        images = visible(page, f"{selector} .spectrogram")
+        images.first.click()
         page.wait_for_function(f"{PLAYING}.length === 1")
-        assert page.locator(f"{selector} audio").first.evaluate("audio => !audio.paused")
-        page.locator(f"{selector} .spectrogram").nth(1).click()
+        assert visible(page, f"{selector} audio").first.evaluate("audio => !audio.paused")
+        images.nth(1).click()
         page.wait_for_function(f"{PLAYING}.length === 1")
-        page.locator(f"{selector} .spectrogram").nth(1).click()
+        images.nth(1).click()
         assert page.evaluate(f"{PLAYING}.length") == 0
 
 
