@@ -295,7 +295,7 @@ class Muon(keras.optimizers.AdamW):
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable. For a kernel, AdamW's first moment stores Muon's momentum."""
-        if len(variable.shape) != 4:  # that of a kernel: height, width, channels, filters
+        if len(variable.shape) != 4:  # a kernel has height, width, channels and filters
             super().update_step(gradient, variable, learning_rate)
             return
         momentum = self._momentums[self._get_variable_index(variable)]
